@@ -1,0 +1,1 @@
+"""Plain data shared by every layer: numpy and the standard library only."""
