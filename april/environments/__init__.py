@@ -1,0 +1,1 @@
+"""Tasks: where problems and their answers come from."""

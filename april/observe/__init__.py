@@ -1,0 +1,1 @@
+"""Everything a reader sees of a run: files, terminal, trace and report. Never imports torch."""

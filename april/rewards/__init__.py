@@ -1,0 +1,1 @@
+"""Rewards: the judgement of one finished sample."""

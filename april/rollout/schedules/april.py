@@ -1,0 +1,99 @@
+"""APRIL: active partial rollouts (arXiv 2509.18521).
+
+More groups run than a batch needs; when enough have finished, the rest are parked with their tokens and resumed first in
+the next step. Beyond the paper: a bound on lag is required, recycling may count samples instead of groups, room may be
+refilled continuously, and surplus groups are always kept.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from april.config.schema import Config
+from april.core.ids import GroupId, SampleId
+from april.rollout.staleness import OverAge, admissible, due_now, over_age
+from april.rollout.view import Memo, Plan, View
+
+
+class AprilConfig(Config):
+    """Over-provision, stop when enough groups have finished, recycle the unfinished ones."""
+
+    type: Literal["april"] = "april"
+    over_provision: float = Field(1.5, ge=1.0, description="groups in flight over groups per step (alpha = M / N); mean lag is about alpha - 1")
+    max_lag_steps: int = Field(ge=0, description="largest lag of a trained token, in updates")
+    over_age: OverAge = Field("finish_first", description="what becomes of data at the bound: finish_first waits for it, drop_group evicts it, "
+                              "mask_tokens trains the group without its old tokens")  # fmt: skip
+    refill: Literal["step", "continuous"] = Field("step", description="step: fill once, and again by M groups when filters leave fewer than N, as in "
+                                                  "APRIL's code; continuous: replace each group that finishes")  # fmt: skip
+    granularity: Literal["group", "sample"] = Field("group", description="what fills a place in flight: a group until its last sample is done, or "
+                                                    "each unfinished sample by itself")  # fmt: skip
+
+
+class AprilSchedule:
+    """The rule, in the order it decides: drop over-age groups, cut the batch, fill the room."""
+
+    def __init__(self, config: AprilConfig) -> None:
+        self.config = config
+
+    @property
+    def max_lag_steps(self) -> int:
+        return self.config.max_lag_steps
+
+    def plan(self, view: View, memo: Memo) -> tuple[Plan, Memo]:
+        if view.updating:
+            return Plan(), memo
+        config = self.config
+        if config.over_age == "drop_group":
+            stale = over_age(view.groups_by_version(), view.version, config.max_lag_steps)
+            if stale and not view.num_running:
+                return Plan(evict=tuple((group, "over the lag bound") for group in stale)), memo
+        return (self._cut(view) or self._fill(view)), memo
+
+    def _cut(self, view: View) -> Plan | None:
+        """Stop and emit, once enough groups are ready."""
+        if view.num_ready_groups < view.groups_per_step:
+            return None
+        due = self._due(view)
+        late = [group for group in due if not view.is_ready(group)]
+        if late:
+            return Plan(start=tuple(sample for group in late for sample in view.waiting_samples(group)))
+        if view.num_running:
+            return Plan(park=view.running_samples())
+        first = [group for group in view.ready_groups() if group not in set(due)]
+        chosen = (*due, *first)[: view.groups_per_step]
+        masked = self.config.max_lag_steps if self.config.over_age == "mask_tokens" else None
+        return Plan(emit=chosen, max_token_lag=masked)
+
+    def _due(self, view: View) -> tuple[GroupId, ...]:
+        if self.config.over_age != "finish_first":
+            return ()
+        return due_now(view.groups_by_version(), view.version, view.groups_per_step, self.config.max_lag_steps)
+
+    def _fill(self, view: View) -> Plan:
+        """Start waiting groups, the oldest first, then issue new ones, up to the room in flight."""
+        room = self._room(view)
+        start: list[SampleId] = []
+        for group in view.waiting_groups():
+            if room <= 0:
+                break
+            waiting = view.waiting_samples(group)
+            room -= len(waiting) if self.config.granularity == "sample" else view.group_size
+            start.extend(waiting)
+        issue = min(
+            room // view.group_size, view.issuable, admissible(view.num_groups, view.groups_per_step, self.config.max_lag_steps)
+        )
+        return Plan(issue=max(0, issue), start=tuple(start))
+
+    def _room(self, view: View) -> int:
+        """Samples that may be started now."""
+        target = round(self.config.over_provision * view.groups_per_step)
+        size = view.group_size
+        active = view.num_running if self.config.granularity == "sample" else view.num_active_groups * size
+        if self.config.refill == "continuous":
+            return target * size - active
+        if view.num_active_groups == 0:
+            return (target - view.num_ready_groups) * size
+        short = view.num_active_groups + view.num_ready_groups < view.groups_per_step
+        return target * size if short else 0

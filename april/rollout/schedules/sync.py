@@ -1,0 +1,32 @@
+"""Synchronous rollouts: issue a batch, wait for all of it, train, repeat. The baseline of every claim."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from april.config.schema import Config
+from april.rollout.view import Memo, Plan, View
+
+
+class SyncConfig(Config):
+    """Wait for every sample of the batch; on-policy, and idle while the longest one runs."""
+
+    type: Literal["sync"] = "sync"
+
+
+class SyncSchedule:
+    """Keeps exactly one batch of groups open. What a filter drops is replaced at once."""
+
+    max_lag_steps = 0
+
+    def __init__(self, config: SyncConfig) -> None:
+        self.config = config
+
+    def plan(self, view: View, memo: Memo) -> tuple[Plan, Memo]:
+        if view.updating:
+            return Plan(), memo
+        if view.num_ready_groups >= view.groups_per_step:
+            return Plan(emit=view.ready_groups(view.groups_per_step)), memo
+        missing = min(view.groups_per_step - view.num_groups, view.issuable)
+        start = tuple(sample for group in view.waiting_groups() for sample in view.waiting_samples(group))
+        return Plan(issue=max(0, missing), start=start), memo

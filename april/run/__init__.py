@@ -1,0 +1,1 @@
+"""Runs: from a resolved recipe to a folder of results."""

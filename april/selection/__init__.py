@@ -1,0 +1,1 @@
+"""Which prompt is worked on next, and by how many samples."""

@@ -1,0 +1,1 @@
+"""Tokenizers and prompts: token in, token out; a response is never tokenised again."""
