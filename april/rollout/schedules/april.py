@@ -81,10 +81,10 @@ class AprilSchedule:
             waiting = view.waiting_samples(group)
             room -= len(waiting) if self.config.granularity == "sample" else view.group_size
             start.extend(waiting)
-        issue = min(
-            room // view.group_size, view.issuable, admissible(view.num_groups, view.groups_per_step, self.config.max_lag_steps)
-        )
-        return Plan(issue=max(0, issue), start=tuple(start))
+        wanted = min(room // view.group_size, view.issuable)
+        issue = min(wanted, admissible(view.num_groups, view.groups_per_step, self.config.max_lag_steps))
+        # Issue first and start together afterwards: the room is decided once, before anything of it is active.
+        return Plan(issue=issue) if issue > 0 else Plan(start=tuple(start))
 
     def _room(self, view: View) -> int:
         """Samples that may be started now."""

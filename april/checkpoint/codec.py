@@ -1,0 +1,127 @@
+"""Core data as bytes and back, exactly: a JSON header and the raw arrays behind it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from april.core.errors import CheckpointError
+from april.core.group import Failure, Reward
+from april.core.ids import GroupId, SampleId
+from april.core.prompt import Prompt
+from april.core.sample import Parent, Sample, Segment, Span
+from april.core.sampling import SamplingSpec
+
+_TUPLES: dict[str, Any] = {cls.__name__: cls for cls in (GroupId, SampleId, Span, Parent)}
+_DATACLASSES: dict[str, Any] = {cls.__name__: cls for cls in (Prompt, SamplingSpec, Segment, Sample, Reward, Failure)}
+_FRAME = struct.Struct("<II")
+"""Length of the payload and its CRC-32."""
+_HEADER = struct.Struct("<I")
+
+
+def encode(value: Any) -> bytes:
+    """One value (core data, JSON data, numpy arrays, nested at will) as a checked frame."""
+    arrays: list[npt.NDArray[Any]] = []
+    header = json.dumps(_to_json(value, arrays), separators=(",", ":"), allow_nan=True).encode()
+    payload = b"".join([_HEADER.pack(len(header)), header, *(np.ascontiguousarray(array).tobytes() for array in arrays)])
+    return _FRAME.pack(len(payload), zlib.crc32(payload)) + payload
+
+
+def decode_frames(data: bytes, where: str, torn_tail: bool) -> list[Any]:
+    """All values of a sequence of frames.
+
+    Args:
+        data: frames one after the other.
+        where: file name, for messages.
+        torn_tail: whether an incomplete or damaged last frame is the end (a journal cut by a crash) or an error.
+
+    Raises:
+        CheckpointError: a frame is damaged; with `torn_tail`, only one that is not the last.
+    """
+    values, at = [], 0
+    while at < len(data):
+        end = at + _FRAME.size
+        length, checksum = _FRAME.unpack_from(data, at) if end <= len(data) else (0, 0)
+        payload = data[end : end + length]
+        whole = end <= len(data) and len(payload) == length and zlib.crc32(payload) == checksum
+        if not whole:
+            if torn_tail and end + length >= len(data):
+                break
+            raise CheckpointError("a saved file is damaged", where=where, got=f"a bad frame at byte {at}", expected="intact frames")
+        values.append(_decode(payload))
+        at = end + length
+    return values
+
+
+def intact_length(data: bytes) -> int:
+    """Bytes up to the end of the last whole frame."""
+    at = 0
+    while at + _FRAME.size <= len(data):
+        length, checksum = _FRAME.unpack_from(data, at)
+        payload = data[at + _FRAME.size : at + _FRAME.size + length]
+        if len(payload) < length or zlib.crc32(payload) != checksum:
+            break
+        at += _FRAME.size + length
+    return at
+
+
+def _to_json(value: Any, arrays: list[npt.NDArray[Any]]) -> Any:
+    if isinstance(value, np.ndarray):
+        arrays.append(value)
+        return {"$array": [value.dtype.str, list(value.shape)]}
+    name = type(value).__name__
+    if name in _TUPLES and isinstance(value, _TUPLES[name]):
+        return {"$": name, "of": [_to_json(part, arrays) for part in value]}
+    if name in _DATACLASSES and isinstance(value, _DATACLASSES[name]):
+        return {"$": name, "of": {f.name: _to_json(getattr(value, f.name), arrays) for f in dataclasses.fields(value)}}
+    if isinstance(value, dict):
+        return {"$dict": [[_to_json(key, arrays), _to_json(inner, arrays)] for key, inner in value.items()]}
+    if isinstance(value, list | tuple):
+        return {"$tuple": [_to_json(part, arrays) for part in value]} if isinstance(value, tuple) else [_to_json(p, arrays) for p in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return {"$opaque": repr(value)}
+
+
+def _decode(payload: bytes) -> Any:
+    (length,) = _HEADER.unpack_from(payload)
+    header = json.loads(payload[_HEADER.size : _HEADER.size + length])
+    return _from_json(header, _Reader(payload, _HEADER.size + length))
+
+
+class _Reader:
+    def __init__(self, payload: bytes, at: int) -> None:
+        self.payload, self.at = payload, at
+
+    def array(self, dtype: str, shape: list[int]) -> npt.NDArray[Any]:
+        count = int(np.prod(shape, dtype=np.int64))
+        array: npt.NDArray[Any] = np.frombuffer(self.payload, np.dtype(dtype), count, self.at).reshape(shape)
+        self.at += array.nbytes
+        return array
+
+
+def _from_json(value: Any, reader: _Reader) -> Any:
+    if isinstance(value, list):
+        return [_from_json(part, reader) for part in value]
+    if not isinstance(value, dict):
+        return value
+    if "$array" in value:
+        return reader.array(*value["$array"])
+    if "$tuple" in value:
+        return tuple(_from_json(part, reader) for part in value["$tuple"])
+    if "$dict" in value:
+        return {_from_json(key, reader): _from_json(inner, reader) for key, inner in value["$dict"]}
+    if "$opaque" in value:
+        return value["$opaque"]
+    name, parts = value["$"], value["of"]
+    if name in _TUPLES:
+        return _TUPLES[name](*(_from_json(part, reader) for part in parts))
+    return _DATACLASSES[name](**{key: _from_json(part, reader) for key, part in parts.items()})

@@ -1,0 +1,112 @@
+"""The typed recipe of a run: one field per concern, components typed through the registry."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SerializeAsAny
+
+from april import registry
+from april.config.schema import Config
+
+
+def _component(kind: str) -> Any:
+    """A field filled by any registered component of a kind."""
+    return Annotated[SerializeAsAny[Config], BeforeValidator(lambda value: registry.parse(kind, value, kind))]
+
+
+def _section(target: str, where: str) -> Any:
+    """A field whose typed config lives in a higher layer, imported when a recipe is read."""
+    return Annotated[SerializeAsAny[Config], BeforeValidator(lambda value: registry.validate(registry.load(target), value, where))]
+
+
+class ModelConfig(Config):
+    """The policy."""
+
+    path: str = Field("packaged", description='Hugging Face folder or hub name; "packaged" is the small policy that April brings')
+    dtype: Literal["float32", "float64", "bfloat16"] = Field("float32", description="dtype of the trained weights")
+    device: str = Field("auto", description='"cpu", "cuda", or "auto": CUDA where there is one')
+    threads: int = Field(0, ge=0, description="CPU threads of torch; 0 takes all cores for models above 20 M parameters, else one")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
+
+
+class PromptConfig(Config):
+    """How an item becomes a prompt."""
+
+    template: str = Field("{question}", description="str.format with the item's fields")
+    chat: bool = Field(False, description="wrap it as a user message with the tokenizer's chat template")
+    max_tokens: int = Field(1024, ge=1, description="longest prompt; a longer one is an error")
+
+
+class SamplingConfig(Config):
+    """How responses are drawn; frozen per sample at first issue."""
+
+    max_new_tokens: int = Field(512, ge=1, description="response tokens in total, over all segments of a sample")
+    temperature: float = Field(1.0, gt=0, description="divides the logits")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus; training needs 1")
+    top_k: int = Field(0, ge=0, description="0 keeps all; training needs 0")
+    stop_strings: tuple[str, ...] = Field((), description="end a response with the token that completes one of these")
+    entropy: bool = Field(False, description="record the exact entropy of every sampling distribution")
+
+
+class BatchConfig(Config):
+    """The shape of one update."""
+
+    groups_per_step: int = Field(16, ge=1, description="prompts per update (N)")
+    group_size: int = Field(8, ge=1, description="samples per prompt (G)")
+
+
+class EvaluateConfig(Config):
+    """Held-out accuracy, before, after and in between."""
+
+    num_problems: int = Field(512, ge=1, description="held-out problems; training never sees them")
+    every_steps: int = Field(0, ge=0, description="evaluate during training every so many steps; 0: only before and after")
+    modes: tuple[Literal["greedy", "sampled"], ...] = Field(("greedy", "sampled"), description="greedy, and sampled at temperature 1")
+    num_samples: int = Field(1, ge=1, description="samples per problem in the sampled mode; pass@k for every k up to it")
+    seed: int = Field(0, ge=0, description="of the choice of problems and of the sampled mode")
+
+
+class CheckpointConfig(Config):
+    """What survives."""
+
+    every_steps: int = Field(10, ge=0, description="a checkpoint every so many updates; 0: only at the end and when interrupted")
+    keep: int = Field(2, ge=1, description="how many of the newest checkpoints stay")
+    journal: bool = Field(True, description="write every transition between checkpoints, so that no rollout is lost in a crash")
+    fsync: bool = Field(True, description="force the journal to the disk at each step, so that it survives a power cut too")
+    continue_from: Literal["auto", "tokens", "step"] = Field(
+        "auto",
+        description="after a crash: tokens keeps the unfinished samples as far as they were written; step generates the interrupted step again "
+        "from its start, which repeats the uninterrupted run bit for bit; auto is step for synchronous schedules, else tokens",
+    )
+
+
+class ObserveConfig(Config):
+    """What is recorded."""
+
+    transcripts_every_steps: int = Field(5, ge=0, description="record some groups as text every so many steps; 0: never")
+    transcript_groups: int = Field(2, ge=1, description="groups recorded each time")
+    timeline: bool = Field(True, description="who ran and who waited, for the report and for Perfetto")
+    tensorboard: bool = Field(False, description="also write TensorBoard files (extra april-rl[tensorboard])")
+
+
+class Recipe(Config):
+    """A complete run."""
+
+    name: str = Field("run", description="shown in the report")
+    seed: int = Field(0, ge=0, description="root of every random stream")
+    steps: int = Field(100, ge=1, description="updates in all")
+    out: str = Field("runs/{name}", description="the run's folder; {name} and {seed} are filled in")
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    task: _component("task")  # type: ignore[valid-type]
+    evaluation_task: _component("task") | None = Field(None, description="held-out problems from here; else split off the task")  # type: ignore[valid-type]
+    prompt: PromptConfig = Field(default_factory=PromptConfig)
+    reward: _section("april.rewards.config:RewardConfig", "reward") = Field(default_factory=dict, validate_default=True)  # type: ignore[valid-type]
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    batch: BatchConfig = Field(default_factory=BatchConfig)
+    schedule: _component("schedule") = Field(default={"type": "april", "max_lag_steps": 2}, validate_default=True)  # type: ignore[valid-type]
+    engine: _component("engine") = Field(default={"type": "embedded"}, validate_default=True)  # type: ignore[valid-type]
+    algorithm: _section("april.algorithms.spec:AlgorithmConfig", "algorithm") = Field(default_factory=dict, validate_default=True)  # type: ignore[valid-type]
+    trainer: _section("april.training.config:TrainerConfig", "trainer") = Field(default_factory=dict, validate_default=True)  # type: ignore[valid-type]
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    observe: ObserveConfig = Field(default_factory=ObserveConfig)

@@ -1,0 +1,170 @@
+"""Names of components: kind -> name -> where its config and its builder live. Nothing is imported before it is used.
+
+Third parties add to it with entry points of the group `april.<kind>` ("name = module:ConfigClass"), where the config class has
+an attribute `builder = "module:attr"`; in a notebook, `register` does the same.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from april.config.schema import Config
+from april.core.errors import RecipeError, nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """Where a component lives: its typed config, and what builds it from the config (both "module:attr")."""
+
+    config: str | type[Config]
+    builder: str | Callable[..., Any]
+
+
+KINDS: dict[str, dict[str, Component]] = {
+    "schedule": {
+        "sync": Component("april.rollout.schedules.sync:SyncConfig", "april.rollout.schedules.sync:SyncSchedule"),
+        "april": Component("april.rollout.schedules.april:AprilConfig", "april.rollout.schedules.april:AprilSchedule"),
+    },
+    "engine": {
+        "embedded": Component("april.engines.embedded.config:EmbeddedConfig", "april.engines.embedded.engine:EmbeddedEngine"),
+    },
+    "task": {
+        "reasoning_gym": Component("april.environments.reasoning_gym:ReasoningGymTask", "april.environments.reasoning_gym:ReasoningGymTask"),
+        "jsonl": Component("april.environments.jsonl:JsonlTask", "april.environments.jsonl:JsonlTask"),
+        "items": Component("april.environments.items:ItemsTask", "april.environments.items:ItemsTask"),
+    },
+    "reward": {},
+}
+
+
+def register(kind: str, name: str, config: type[Config], builder: str | Callable[..., Any]) -> None:
+    """Make a component known under a new name.
+
+    Raises:
+        RecipeError: for an unknown kind, or a name that is taken by something else.
+    """
+    table = _table(kind)
+    component = Component(config, builder)
+    if name in table and table[name] != component:
+        raise RecipeError("two components have one name", where=kind, got=name, expected="a new name")
+    table[name] = component
+
+
+def config_class(kind: str, name: object, where: str) -> type[Config]:
+    """The typed config of a component.
+
+    Raises:
+        RecipeError: for a name that nobody registered; names the nearest one.
+    """
+    component = _find(kind, name, where)
+    loaded = load(component.config)
+    return loaded  # type: ignore[no-any-return]
+
+
+def builder(kind: str, name: str) -> Callable[..., Any]:
+    """What builds a component from its config."""
+    component = _find(kind, name, kind)
+    return load(component.builder)  # type: ignore[no-any-return]
+
+
+def names(kind: str) -> list[str]:
+    """All known names of a kind."""
+    _load_entry_points(kind)
+    return sorted(_table(kind))
+
+
+def load(target: Any) -> Any:
+    """The object that "module:attr" names; anything else is returned as it is."""
+    if not isinstance(target, str):
+        return target
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def parse(kind: str, value: object, where: str) -> Config:
+    """The typed config of a component from recipe data: a config, a name, or a table with `type`.
+
+    Raises:
+        RecipeError: unknown type or key (naming the nearest), or a value that its field refuses.
+    """
+    if isinstance(value, Config):
+        return value
+    data = {"type": value} if isinstance(value, str) else value
+    if not isinstance(data, Mapping) or "type" not in data:
+        raise RecipeError(f"a {kind} is a table with a type", where=where, got=value, expected=f"type = one of {', '.join(names(kind))}")
+    model = config_class(kind, data["type"], f"{where}.type")
+    return validate(model, data, where)
+
+
+def validate(model: type[Config], data: object, where: str) -> Config:
+    """Validate recipe data, turning pydantic's findings into one-screen errors."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise _refused(error, model, where) from None
+
+
+def _refused(error: ValidationError, model: type[Config], where: str) -> RecipeError:
+    findings = error.errors()
+    first = findings[0]
+    path = ".".join(part for part in [where, *(str(part) for part in first["loc"])] if part)
+    others = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        unknown = str(first["loc"][-1])
+        return RecipeError("unknown key" + others, where=path, got=unknown, hint=nearest(unknown, _fields_at(model, first["loc"][:-1])))
+    if first["type"] == "missing":
+        return RecipeError("a required key is missing" + others, where=path, expected=_description(model, first["loc"]))
+    message = first["msg"].removeprefix("Value error, ")
+    return RecipeError("a value cannot be used" + others, where=path, got=repr(first.get("input")), expected=message)
+
+
+def _fields_at(model: Any, location: tuple[Any, ...]) -> list[str]:
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        annotation = field.annotation if field is not None else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        inner = next((c for c in candidates if isinstance(c, type) and issubclass(c, Config)), None)
+        if inner is not None:
+            model = inner
+    return list(getattr(model, "model_fields", {}))
+
+
+def _description(model: type[Config], location: tuple[Any, ...]) -> str | None:
+    field = model.model_fields.get(str(location[0])) if len(location) == 1 else None
+    return field.description if field is not None else None
+
+
+def _table(kind: str) -> dict[str, Component]:
+    if kind not in KINDS:
+        raise RecipeError("there is no such kind of component", got=kind, hint=nearest(kind, KINDS))
+    return KINDS[kind]
+
+
+def _find(kind: str, name: object, where: str) -> Component:
+    table = _table(kind)
+    if name not in table:
+        _load_entry_points(kind)
+    if not isinstance(name, str) or name not in table:
+        raise RecipeError(f"unknown {kind}", where=where, got=name, expected="a registered name", hint=nearest(str(name), table))
+    return table[name]
+
+
+def _load_entry_points(kind: str) -> None:
+    table = _table(kind)
+    for point in importlib.metadata.entry_points(group=f"april.{kind}"):
+        package = point.dist.name if point.dist else "an unknown package"
+        if point.name in table:
+            if table[point.name].config != point.value:
+                raise RecipeError("two components have one name", where=f"april.{kind}", got=f"{point.name} of {package}")
+            continue
+        try:
+            config = point.load()
+        except Exception as error:
+            raise RecipeError("a plug-in cannot be imported", where=f"{package}: april.{kind} {point.name}", got=error) from error
+        table[point.name] = Component(point.value, config.builder)
