@@ -35,11 +35,19 @@ KINDS: dict[str, dict[str, Component]] = {
         "embedded": Component("april.engines.embedded.config:EmbeddedConfig", "april.engines.embedded.engine:EmbeddedEngine"),
     },
     "task": {
-        "reasoning_gym": Component("april.environments.reasoning_gym:ReasoningGymTask", "april.environments.reasoning_gym:ReasoningGymTask"),
+        "reasoning_gym": Component(
+            "april.environments.reasoning_gym:ReasoningGymTask", "april.environments.reasoning_gym:ReasoningGymTask"
+        ),
         "jsonl": Component("april.environments.jsonl:JsonlTask", "april.environments.jsonl:JsonlTask"),
         "items": Component("april.environments.items:ItemsTask", "april.environments.items:ItemsTask"),
     },
-    "reward": {},
+    "reward": {
+        "reasoning_gym": Component("april.rewards.reasoning_gym:ReasoningGymReward", "april.rewards.build:build_reward"),
+        "math": Component("april.rewards.math_answer:MathReward", "april.rewards.build:build_reward"),
+        "exact": Component("april.rewards.exact:ExactReward", "april.rewards.build:build_reward"),
+        "python": Component("april.rewards.python:PythonReward", "april.rewards.build:build_reward"),
+        "combine": Component("april.rewards.combine:CombinedReward", "april.rewards.build:build_reward"),
+    },
 }
 
 
@@ -97,7 +105,9 @@ def parse(kind: str, value: object, where: str) -> Config:
         return value
     data = {"type": value} if isinstance(value, str) else value
     if not isinstance(data, Mapping) or "type" not in data:
-        raise RecipeError(f"a {kind} is a table with a type", where=where, got=value, expected=f"type = one of {', '.join(names(kind))}")
+        raise RecipeError(
+            f"a {kind} is a table with a type", where=where, got=value, expected=f"type = one of {', '.join(names(kind))}"
+        )
     model = config_class(kind, data["type"], f"{where}.type")
     return validate(model, data, where)
 
@@ -117,7 +127,9 @@ def _refused(error: ValidationError, model: type[Config], where: str) -> RecipeE
     others = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
     if first["type"] == "extra_forbidden":
         unknown = str(first["loc"][-1])
-        return RecipeError("unknown key" + others, where=path, got=unknown, hint=nearest(unknown, _fields_at(model, first["loc"][:-1])))
+        return RecipeError(
+            "unknown key" + others, where=path, got=unknown, hint=nearest(unknown, _fields_at(model, first["loc"][:-1]))
+        )
     if first["type"] == "missing":
         return RecipeError("a required key is missing" + others, where=path, expected=_description(model, first["loc"]))
     message = first["msg"].removeprefix("Value error, ")

@@ -1,4 +1,7 @@
-"""Core data as bytes and back, exactly: a JSON header and the raw arrays behind it."""
+"""Core data as bytes and back, exactly: a JSON header and the raw arrays behind it.
+
+Prompts are saved by id: they come back from the data set, which the recipe makes again.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import dataclasses
 import json
 import struct
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +23,7 @@ from april.core.sample import Parent, Sample, Segment, Span
 from april.core.sampling import SamplingSpec
 
 _TUPLES: dict[str, Any] = {cls.__name__: cls for cls in (GroupId, SampleId, Span, Parent)}
-_DATACLASSES: dict[str, Any] = {cls.__name__: cls for cls in (Prompt, SamplingSpec, Segment, Sample, Reward, Failure)}
+_DATACLASSES: dict[str, Any] = {cls.__name__: cls for cls in (SamplingSpec, Segment, Sample, Reward, Failure)}
 _FRAME = struct.Struct("<II")
 """Length of the payload and its CRC-32."""
 _HEADER = struct.Struct("<I")
@@ -33,16 +37,17 @@ def encode(value: Any) -> bytes:
     return _FRAME.pack(len(payload), zlib.crc32(payload)) + payload
 
 
-def decode_frames(data: bytes, where: str, torn_tail: bool) -> list[Any]:
+def decode_frames(data: bytes, where: str, prompts: Mapping[str, Prompt], torn_tail: bool = False) -> list[Any]:
     """All values of a sequence of frames.
 
     Args:
         data: frames one after the other.
         where: file name, for messages.
+        prompts: the data set, by id.
         torn_tail: whether an incomplete or damaged last frame is the end (a journal cut by a crash) or an error.
 
     Raises:
-        CheckpointError: a frame is damaged; with `torn_tail`, only one that is not the last.
+        CheckpointError: a frame is damaged (with `torn_tail`, only one that is not the last), or the data set lacks a prompt.
     """
     values, at = [], 0
     while at < len(data):
@@ -53,8 +58,10 @@ def decode_frames(data: bytes, where: str, torn_tail: bool) -> list[Any]:
         if not whole:
             if torn_tail and end + length >= len(data):
                 break
-            raise CheckpointError("a saved file is damaged", where=where, got=f"a bad frame at byte {at}", expected="intact frames")
-        values.append(_decode(payload))
+            raise CheckpointError(
+                "a saved file is damaged", where=where, got=f"a bad frame at byte {at}", expected="intact frames"
+            )
+        values.append(_decode(payload, prompts))
         at = end + length
     return values
 
@@ -76,6 +83,8 @@ def _to_json(value: Any, arrays: list[npt.NDArray[Any]]) -> Any:
         arrays.append(value)
         return {"$array": [value.dtype.str, list(value.shape)]}
     name = type(value).__name__
+    if isinstance(value, Prompt):
+        return {"$prompt": value.id}
     if name in _TUPLES and isinstance(value, _TUPLES[name]):
         return {"$": name, "of": [_to_json(part, arrays) for part in value]}
     if name in _DATACLASSES and isinstance(value, _DATACLASSES[name]):
@@ -83,23 +92,39 @@ def _to_json(value: Any, arrays: list[npt.NDArray[Any]]) -> Any:
     if isinstance(value, dict):
         return {"$dict": [[_to_json(key, arrays), _to_json(inner, arrays)] for key, inner in value.items()]}
     if isinstance(value, list | tuple):
-        return {"$tuple": [_to_json(part, arrays) for part in value]} if isinstance(value, tuple) else [_to_json(p, arrays) for p in value]
+        return (
+            {"$tuple": [_to_json(part, arrays) for part in value]}
+            if isinstance(value, tuple)
+            else [_to_json(p, arrays) for p in value]
+        )
     if isinstance(value, np.generic):
         return value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    return {"$opaque": repr(value)}
+    raise CheckpointError(
+        "a value cannot be saved", got=type(value), expected="core data, numbers, strings, lists, tables or arrays"
+    )
 
 
-def _decode(payload: bytes) -> Any:
+def _decode(payload: bytes, prompts: Mapping[str, Prompt]) -> Any:
     (length,) = _HEADER.unpack_from(payload)
     header = json.loads(payload[_HEADER.size : _HEADER.size + length])
-    return _from_json(header, _Reader(payload, _HEADER.size + length))
+    return _from_json(header, _Reader(payload, _HEADER.size + length, prompts))
 
 
 class _Reader:
-    def __init__(self, payload: bytes, at: int) -> None:
-        self.payload, self.at = payload, at
+    def __init__(self, payload: bytes, at: int, prompts: Mapping[str, Prompt]) -> None:
+        self.payload, self.at, self.prompts = payload, at, prompts
+
+    def prompt(self, name: str) -> Prompt:
+        try:
+            return self.prompts[name]
+        except KeyError:
+            raise CheckpointError(
+                "a saved prompt is not in the data set any more",
+                got=name,
+                hint="continue with the data set that the run began with",
+            ) from None
 
     def array(self, dtype: str, shape: list[int]) -> npt.NDArray[Any]:
         count = int(np.prod(shape, dtype=np.int64))
@@ -119,8 +144,8 @@ def _from_json(value: Any, reader: _Reader) -> Any:
         return tuple(_from_json(part, reader) for part in value["$tuple"])
     if "$dict" in value:
         return {_from_json(key, reader): _from_json(inner, reader) for key, inner in value["$dict"]}
-    if "$opaque" in value:
-        return value["$opaque"]
+    if "$prompt" in value:
+        return reader.prompt(value["$prompt"])
     name, parts = value["$"], value["of"]
     if name in _TUPLES:
         return _TUPLES[name](*(_from_json(part, reader) for part in parts))

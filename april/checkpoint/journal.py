@@ -7,10 +7,12 @@ each step makes it survive a power cut as well.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from april.checkpoint.codec import decode_frames, encode, intact_length
+from april.core.prompt import Prompt
 
 Record = tuple[str, dict[str, Any]]
 
@@ -45,12 +47,19 @@ class Journal:
         self._file.close()
 
 
-def read_journal(path: Path) -> list[Record]:
+def read_journal(path: Path, prompts: Mapping[str, Prompt]) -> list[Record]:
     """All whole records of a journal; none when there is no file.
 
     Raises:
-        CheckpointError: a record in the middle is damaged.
+        CheckpointError: a record in the middle is damaged, or names a prompt that the data set lacks.
     """
     if not path.exists():
         return []
-    return [(name, arguments) for name, arguments in decode_frames(path.read_bytes(), str(path), torn_tail=True)]
+    return [(name, arguments) for name, arguments in decode_frames(path.read_bytes(), str(path), prompts, torn_tail=True)]
+
+
+def rewrite_journal(path: Path, records: list[Record]) -> None:
+    """Replace a journal atomically by these records."""
+    draft = path.with_suffix(".draft")
+    draft.write_bytes(b"".join(encode(record) for record in records))
+    os.replace(draft, path)

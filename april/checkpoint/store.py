@@ -43,51 +43,67 @@ class CheckpointStore:
         Raises:
             ResourceError: no room on the disk; checkpoints saved before stay.
         """
-        target, draft = self.path(step), self.folder / f".draft-{step}"
+        target, draft = self._free_path(step), self.folder / f".draft-{step}"
         shutil.rmtree(draft, ignore_errors=True)
         try:
             draft.mkdir(parents=True)
             write(draft)
             _write_manifest(draft, step)
-            if target.exists():
-                shutil.rmtree(target)
             os.replace(draft, target)
             _sync_folder(self.folder)
         except OSError as error:
             shutil.rmtree(draft, ignore_errors=True)
             raise ResourceError(
-                "a checkpoint could not be written", where=str(target), got=error, hint="free some room; the checkpoints before it are intact"
+                "a checkpoint could not be written",
+                where=str(target),
+                got=error,
+                hint="free some room; the checkpoints before it are intact",
             ) from error
-        for old in self.steps()[: -self.keep]:
-            shutil.rmtree(self.path(old))
+        for past in self.all()[: -self.keep]:
+            shutil.rmtree(past)
         return target
 
-    def path(self, step: int) -> Path:
-        """Where the checkpoint of a step is."""
-        return self.folder / f"{_PREFIX}{step:06d}"
+    def _free_path(self, step: int) -> Path:
+        """A name that sorts behind those of the same step: step-000010, step-000010b, step-000010c, ..."""
+        for letter in ("", *"bcdefghijklmnopqrstuvwxyz"):
+            path = self.folder / f"{_PREFIX}{step:06d}{letter}"
+            if not path.exists():
+                return path
+        shutil.rmtree(path)
+        return path
 
-    def steps(self) -> list[int]:
-        """Steps that have a checkpoint, ascending; whole or not."""
+    def all(self) -> list[Path]:
+        """All checkpoint folders, the oldest first; whole or not."""
         if not self.folder.is_dir():
             return []
-        names = (entry.name.removeprefix(_PREFIX) for entry in self.folder.iterdir() if entry.name.startswith(_PREFIX))
-        return sorted(int(name) for name in names if name.isdigit())
+        return sorted(entry for entry in self.folder.iterdir() if entry.name.startswith(_PREFIX))
 
-    def latest(self) -> tuple[int, Path] | None:
-        """The newest checkpoint, verified.
+    def latest(self) -> Path | None:
+        """The newest checkpoint, verified; None when there is none.
 
         Raises:
             CheckpointError: it is damaged or of another schema; names the last good one.
         """
-        steps = self.steps()
-        if not steps:
+        folders = self.all()
+        if not folders:
             return None
-        newest = self.path(steps[-1])
+        newest = folders[-1]
         if (problem := problem_of(newest)) is None:
-            return steps[-1], newest
-        good = next((step for step in reversed(steps[:-1]) if problem_of(self.path(step)) is None), None)
-        hint = f"remove {newest} to continue from {self.path(good)}" if good is not None else "no good checkpoint is left: start again in a new folder"
-        raise CheckpointError("the newest checkpoint is damaged", where=str(newest), got=problem, expected="files as in its manifest", hint=hint)
+            return newest
+        good = next((folder for folder in reversed(folders[:-1]) if problem_of(folder) is None), None)
+        hint = (
+            f"remove {newest} to continue from the last good one, {good}"
+            if good
+            else "no good one is left: start in a new folder"
+        )
+        raise CheckpointError(
+            "the newest checkpoint is damaged", where=str(newest), got=problem, expected="files as in its manifest", hint=hint
+        )
+
+
+def step_of(folder: Path) -> int:
+    """Number of updates that a whole checkpoint holds."""
+    return int(json.loads((folder / "manifest.json").read_text())["step"])
 
 
 def problem_of(folder: Path) -> str | None:

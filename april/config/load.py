@@ -92,7 +92,9 @@ def read_toml(path: Path) -> Tree:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecipeError("a recipe file is missing", where=str(path), hint="check the path, or see `april list recipes`") from None
+        raise RecipeError(
+            "a recipe file is missing", where=str(path), hint="check the path, or see `april list recipes`"
+        ) from None
     except IsADirectoryError:
         raise RecipeError("a recipe must be a file", where=str(path), hint=f"a run's recipe is {path}/recipe.toml") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -110,7 +112,9 @@ def find_recipe(name: str, beside: Path | None = None) -> Path:
     packaged = Path(str(files("april") / "recipes" / "run" / f"{name}.toml"))
     if packaged.exists():
         return packaged
-    raise RecipeError("there is no such recipe", got=name, expected="a TOML file or a recipe of April", hint=nearest(name, recipe_names()))
+    raise RecipeError(
+        "there is no such recipe", got=name, expected="a TOML file or a recipe of April", hint=nearest(name, recipe_names())
+    )
 
 
 def parse_override(text: str) -> Tree:
@@ -132,7 +136,9 @@ def parse_override(text: str) -> Tree:
     return value  # type: ignore[no-any-return]
 
 
-def load_layers(recipe: str | Path | Mapping[str, Any], overlays: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Layers:
+def load_layers(
+    recipe: str | Path | Mapping[str, Any], overlays: Sequence[str | Path] = (), overrides: Sequence[str] = ()
+) -> Layers:
     """Stack a recipe, overlays and overrides.
 
     Args:
@@ -175,7 +181,9 @@ def _expand_preset(layers: Layers) -> None:
     layers.origins.pop("algorithm.preset", None)
     path = Path(str(files("april") / "recipes" / "algorithm" / f"{name}.toml"))
     if not path.exists():
-        raise RecipeError("unknown preset", where="algorithm.preset", got=name, hint=nearest(str(name), recipe_names("algorithm")))
+        raise RecipeError(
+            "unknown preset", where="algorithm.preset", got=name, hint=nearest(str(name), recipe_names("algorithm"))
+        )
     preset = Layers()
     preset.add({"algorithm": read_toml(path)}, f"preset {name}")
     stronger = {key: origin for key, origin in layers.origins.items() if key.startswith("algorithm.")}

@@ -17,7 +17,9 @@ def _component(kind: str) -> Any:
 
 def _section(target: str, where: str) -> Any:
     """A field whose typed config lives in a higher layer, imported when a recipe is read."""
-    return Annotated[SerializeAsAny[Config], BeforeValidator(lambda value: registry.validate(registry.load(target), value, where))]
+    return Annotated[
+        SerializeAsAny[Config], BeforeValidator(lambda value: registry.validate(registry.load(target), value, where))
+    ]
 
 
 class ModelConfig(Config):
@@ -26,7 +28,9 @@ class ModelConfig(Config):
     path: str = Field("packaged", description='Hugging Face folder or hub name; "packaged" is the small policy that April brings')
     dtype: Literal["float32", "float64", "bfloat16"] = Field("float32", description="dtype of the trained weights")
     device: str = Field("auto", description='"cpu", "cuda", or "auto": CUDA where there is one')
-    threads: int = Field(0, ge=0, description="CPU threads of torch; 0 takes all cores for models above 20 M parameters, else one")
+    threads: int = Field(
+        0, ge=0, description="CPU threads of torch; 0 takes all cores for models above 20 M parameters, else one"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
 
 
@@ -61,7 +65,9 @@ class EvaluateConfig(Config):
 
     num_problems: int = Field(512, ge=1, description="held-out problems; training never sees them")
     every_steps: int = Field(0, ge=0, description="evaluate during training every so many steps; 0: only before and after")
-    modes: tuple[Literal["greedy", "sampled"], ...] = Field(("greedy", "sampled"), description="greedy, and sampled at temperature 1")
+    modes: tuple[Literal["greedy", "sampled"], ...] = Field(
+        ("greedy", "sampled"), description="greedy, and sampled at temperature 1"
+    )
     num_samples: int = Field(1, ge=1, description="samples per problem in the sampled mode; pass@k for every k up to it")
     seed: int = Field(0, ge=0, description="of the choice of problems and of the sampled mode")
 
@@ -96,17 +102,17 @@ class Recipe(Config):
     seed: int = Field(0, ge=0, description="root of every random stream")
     steps: int = Field(100, ge=1, description="updates in all")
     out: str = Field("runs/{name}", description="the run's folder; {name} and {seed} are filled in")
-    model: ModelConfig = Field(default_factory=ModelConfig)
+    model: ModelConfig = Field(default=ModelConfig())
     task: _component("task")  # type: ignore[valid-type]
     evaluation_task: _component("task") | None = Field(None, description="held-out problems from here; else split off the task")  # type: ignore[valid-type]
-    prompt: PromptConfig = Field(default_factory=PromptConfig)
+    prompt: PromptConfig = Field(default=PromptConfig())
     reward: _section("april.rewards.config:RewardConfig", "reward") = Field(default_factory=dict, validate_default=True)  # type: ignore[valid-type]
-    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
-    batch: BatchConfig = Field(default_factory=BatchConfig)
+    sampling: SamplingConfig = Field(default=SamplingConfig())
+    batch: BatchConfig = Field(default=BatchConfig())
     schedule: _component("schedule") = Field(default={"type": "april", "max_lag_steps": 2}, validate_default=True)  # type: ignore[valid-type]
     engine: _component("engine") = Field(default={"type": "embedded"}, validate_default=True)  # type: ignore[valid-type]
     algorithm: _section("april.algorithms.spec:AlgorithmConfig", "algorithm") = Field(default_factory=dict, validate_default=True)  # type: ignore[valid-type]
     trainer: _section("april.training.config:TrainerConfig", "trainer") = Field(default_factory=dict, validate_default=True)  # type: ignore[valid-type]
-    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
-    observe: ObserveConfig = Field(default_factory=ObserveConfig)
+    evaluate: EvaluateConfig = Field(default=EvaluateConfig())
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig())
+    observe: ObserveConfig = Field(default=ObserveConfig())

@@ -1,15 +1,15 @@
 """The exception tree. Every error says where, what it got, what it expected and what to do next.
 
-    AprilError
-    |- RecipeError       a recipe cannot mean anything: unknown key, wrong type, options that contradict each other
-    |- DataError         prompts, answers, rewards or tokens that do not have the promised shape
-    |- ModelError        weights, tokenizer or architecture that cannot be used
-    |- EngineError       an engine broke its contract or cannot serve a request
-    |- RolloutError      the rollout machinery itself
-    |  |- LedgerError    a sample was lost, repeated or moved in a way that is not allowed
-    |  `- StallError     nothing is pending, yet the step cannot be completed
-    |- CheckpointError   a saved run that cannot be read or continued
-    `- ResourceError     disk, memory or device that is not there
+AprilError
+|- RecipeError       a recipe cannot mean anything: unknown key, wrong type, options that contradict each other
+|- DataError         prompts, answers, rewards or tokens that do not have the promised shape
+|- ModelError        weights, tokenizer or architecture that cannot be used
+|- EngineError       an engine broke its contract or cannot serve a request
+|- RolloutError      the rollout machinery itself
+|  |- LedgerError    a sample was lost, repeated or moved in a way that is not allowed
+|  `- StallError     nothing is pending, yet the step cannot be completed
+|- CheckpointError   a saved run that cannot be read or continued
+`- ResourceError     disk, memory or device that is not there
 """
 
 from __future__ import annotations

@@ -60,7 +60,9 @@ class Group:
 
     def __post_init__(self) -> None:
         if not self.samples or len(self.samples) != len(self.outcomes):
-            raise DataError("a group needs one outcome a sample", where=str(self.id), got=f"{len(self.samples)} / {len(self.outcomes)}")
+            raise DataError(
+                "a group needs one outcome a sample", where=str(self.id), got=f"{len(self.samples)} / {len(self.outcomes)}"
+            )
         for index, (sample, outcome) in enumerate(zip(self.samples, self.outcomes, strict=True)):
             if sample.id.group != self.id or sample.id.member != index or sample.prompt.id != self.id.prompt:
                 raise DataError("a sample is in the wrong place of a group", where=str(self.id), got=str(sample.id))

@@ -128,7 +128,9 @@ class Sample:
             where, length, behaviour_logprobs=self.behaviour_logprobs, loss_mask=self.loss_mask, entropies=self.entropies
         )
         if length > self.spec.max_new_tokens:
-            raise DataError("a response is longer than its budget", where=where, got=length, expected=f"<= {self.spec.max_new_tokens}")
+            raise DataError(
+                "a response is longer than its budget", where=where, got=length, expected=f"<= {self.spec.max_new_tokens}"
+            )
         if not np.isfinite(self.behaviour_logprobs).all() or (length and float(self.behaviour_logprobs.max()) > 1e-4):
             raise DataError("a behaviour log-prob is not a log-prob", where=where, expected="finite and <= 0")
         end, newest = 0, NO_VERSION
@@ -136,7 +138,9 @@ class Sample:
             if span.start != end or span.end <= span.start:
                 raise DataError("spans do not cover the response without gaps", where=where, got=self.spans)
             if span.origin == "environment" and self.loss_mask[span.start : span.end].any():
-                raise DataError("tokens of an environment cannot be trained on", where=where, got=span, expected="loss_mask False")
+                raise DataError(
+                    "tokens of an environment cannot be trained on", where=where, got=span, expected="loss_mask False"
+                )
             if span.origin == "sampled":
                 if span.version < newest:
                     raise DataError("versions decrease along a response", where=where, got=self.spans)
@@ -234,5 +238,8 @@ def _check_aligned(where: str, length: int, **columns: npt.NDArray[np.generic] |
     for name, column in columns.items():
         if column is not None and len(column) != length:
             raise DataError(
-                "columns of one response differ in length", where=f"{where}: {name}", got=len(column), expected=f"{length}, as token_ids"
+                "columns of one response differ in length",
+                where=f"{where}: {name}",
+                got=len(column),
+                expected=f"{length}, as token_ids",
             )

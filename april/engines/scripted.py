@@ -171,7 +171,10 @@ class ScriptedEngine:
             self._leave(Broken(self._clock.now(), sample.id, "scripted break"))
             return
         job.new.append(reply.token_ids[job.position])
-        over = job.position == sample.spec.max_new_tokens or len(sample.prompt.token_ids) + job.position == self.caps.max_sample_tokens
+        over = (
+            job.position == sample.spec.max_new_tokens
+            or len(sample.prompt.token_ids) + job.position == self.caps.max_sample_tokens
+        )
         if job.position == len(reply.token_ids) or over:
             stop: Stop = reply.stop if job.position == len(reply.token_ids) else "length"
             self._leave(Finished(self._clock.now(), sample.id, self._segment(job), stop))

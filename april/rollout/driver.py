@@ -157,7 +157,12 @@ class Driver:
             self._execute(plan)
             if plan.emit:
                 return
-        raise RolloutError("a schedule never stops planning", where=type(self.schedule).__name__, got=plan, expected="an empty plan on an unchanged view")
+        raise RolloutError(
+            "a schedule never stops planning",
+            where=type(self.schedule).__name__,
+            got=plan,
+            expected="an empty plan on an unchanged view",
+        )
 
     def _execute(self, plan: Plan) -> None:
         for group, reason in plan.evict:
@@ -179,7 +184,11 @@ class Driver:
         wanted = set(samples)
         while wanted & self.pool.running.keys():
             if self.engine.ready_at() is None:
-                raise EngineError("an engine did not confirm an abort", got=f"{self.engine.load().running} running", expected="one event for each sample")
+                raise EngineError(
+                    "an engine did not confirm an abort",
+                    got=f"{self.engine.load().running} running",
+                    expected="one event for each sample",
+                )
             for event in self.engine.poll():
                 self._apply(event)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from april.core.errors import LedgerError
 from april.rollout.view import Status
@@ -50,7 +51,10 @@ class Ledger:
         """
         if after not in ALLOWED[before]:
             raise LedgerError(
-                "a sample made an impossible move", where=where, got=f"{before} -> {after}", expected=f"one of {sorted(ALLOWED[before])}"
+                "a sample made an impossible move",
+                where=where,
+                got=f"{before} -> {after}",
+                expected=f"one of {sorted(ALLOWED[before])}",
             )
         self.counts[before] -= 1
         self.counts[after] += 1
@@ -69,7 +73,7 @@ class Ledger:
         if not self.balanced:
             raise LedgerError("the ledger does not balance", got=self.to_dict(), expected="issued = sum of all places")
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, Any]:
         """For metrics and checkpoints."""
         return {
             "issued": self.issued,
@@ -78,3 +82,10 @@ class Ledger:
             "parked_total": self.parked_total,
             "resumed_total": self.resumed_total,
         }
+
+    def load_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `to_dict` gave."""
+        self.issued = int(state["issued"])
+        self.counts = {status: int(state["counts"].get(str(status), 0)) for status in Status}
+        self.reasons = Counter(state["reasons"])
+        self.parked_total, self.resumed_total = int(state["parked_total"]), int(state["resumed_total"])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from april.core.errors import LedgerError
@@ -30,7 +30,19 @@ Listener = Callable[[str, dict[str, Any]], None]
 class GroupState:
     """One open group: its members by status, and how old its tokens are."""
 
-    __slots__ = ("id", "oldest_version", "outcomes", "prompt", "ready", "running", "samples", "scoring", "spec", "starts", "waiting")
+    __slots__ = (
+        "id",
+        "oldest_version",
+        "outcomes",
+        "prompt",
+        "ready",
+        "running",
+        "samples",
+        "scoring",
+        "spec",
+        "starts",
+        "waiting",
+    )
 
     def __init__(self, group: GroupId, prompt: Prompt, spec: SamplingSpec, size: int) -> None:
         self.id, self.prompt, self.spec = group, prompt, spec
@@ -116,13 +128,26 @@ class Pool:
         group = GroupId(self.next_serial, epoch, prompt.id)
         self.listener("issue", {"group": group, "prompt": prompt, "spec": spec, "size": size})
         self.next_serial += 1
-        self.groups[group] = GroupState(group, prompt, spec, size)
-        for member in range(size):
-            self.status[group.member(member)] = Status.FRESH
         self.ledger.issue(size)
-        self._open_prompts[prompt.id] += 1
-        self._add_waiting(group)
+        self.add_group(GroupState(group, prompt, spec, size), [Status.FRESH] * size, None)
         return group
+
+    def add_group(self, state: GroupState, statuses: Sequence[Status], oldest_version: Version | None) -> None:
+        """Take in a group as it is, without counting it in the ledger: new, or restored from a checkpoint."""
+        self.groups[state.id] = state
+        for member, status in enumerate(statuses):
+            sample = state.id.member(member)
+            self.status[sample] = status
+            if status is Status.RUNNING:
+                state.running.add(member)
+                self.running[sample] = None
+            elif status is Status.SCORING:
+                state.scoring.add(member)
+        self.num_active_groups += state.active
+        self._open_prompts[state.prompt.id] += 1
+        self._age(state, oldest_version)
+        if state.waiting:
+            self._add_waiting(state.id)
 
     def start(self, samples: Iterable[SampleId], version: Version) -> list[Sample]:
         """Mark samples as submitted to an engine that serves `version`."""
@@ -248,12 +273,16 @@ class Pool:
         try:
             return self.groups[sample.group]
         except KeyError:
-            raise LedgerError("an event names a sample that is not open", where=str(sample), expected="a sample of an open group") from None
+            raise LedgerError(
+                "an event names a sample that is not open", where=str(sample), expected="a sample of an open group"
+            ) from None
 
     def _running_state(self, sample: SampleId) -> GroupState:
         state = self._state(sample)
         if self.status[sample] is not Status.RUNNING:
-            raise LedgerError("tokens came for a sample that does not run", where=str(sample), got=self.status[sample], expected="running")
+            raise LedgerError(
+                "tokens came for a sample that does not run", where=str(sample), got=self.status[sample], expected="running"
+            )
         return state
 
     def _move(self, sample: SampleId, after: Status, reason: str = "") -> None:

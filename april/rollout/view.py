@@ -13,11 +13,11 @@ from april.core.ids import GroupId, SampleId, Version
 class Status(StrEnum):
     """Where a sample is. The last four are ends.
 
-        FRESH -> RUNNING -> SCORING -> READY -> TRAINING -> TRAINED
-                 |     ^                 |
-                 v     |                 `-> FILTERED
-                 PARKED
-        anything that is not an end -> EVICTED or FAILED
+    FRESH -> RUNNING -> SCORING -> READY -> TRAINING -> TRAINED
+             |     ^                 |
+             v     |                 `-> FILTERED
+             PARKED
+    anything that is not an end -> EVICTED or FAILED
     """
 
     FRESH = "fresh"

@@ -21,7 +21,9 @@ class AprilConfig(Config):
     """Over-provision, stop when enough groups have finished, recycle the unfinished ones."""
 
     type: Literal["april"] = "april"
-    over_provision: float = Field(1.5, ge=1.0, description="groups in flight over groups per step (alpha = M / N); mean lag is about alpha - 1")
+    over_provision: float = Field(
+        1.5, ge=1.0, description="groups in flight over groups per step (alpha = M / N); mean lag is about alpha - 1"
+    )
     max_lag_steps: int = Field(ge=0, description="largest lag of a trained token, in updates")
     over_age: OverAge = Field("finish_first", description="what becomes of data at the bound: finish_first waits for it, drop_group evicts it, "
                               "mask_tokens trains the group without its old tokens")  # fmt: skip

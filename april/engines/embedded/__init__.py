@@ -1,0 +1,1 @@
+"""Continuous batching on torch, in the process of the caller."""

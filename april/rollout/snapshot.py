@@ -1,0 +1,87 @@
+"""The pool as plain data and back; and the journal's records applied to a pool."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from april.core.errors import CheckpointError
+from april.core.ids import GroupId
+from april.rollout.pool import WAITING, GroupState, Pool
+from april.rollout.view import Status
+
+REPLAYED = frozenset({"issue", "start", "progress", "park", "finish", "judge", "fail", "keep", "drop", "emit", "trained"})
+
+
+def pool_state(pool: Pool) -> dict[str, Any]:
+    """Everything a pool holds, for `april.checkpoint.codec`."""
+    return {
+        "next_serial": pool.next_serial,
+        "ledger": pool.ledger.to_dict(),
+        "ready": list(pool.ready),
+        "groups": [_group_state(pool, state) for state in pool.groups.values()],
+    }
+
+
+def _group_state(pool: Pool, state: GroupState) -> dict[str, Any]:
+    members = sorted(state.samples)
+    return {
+        "group": state.id,
+        "prompt": state.prompt,
+        "spec": state.spec,
+        "samples": [state.samples[member] for member in members],
+        "status": [str(pool.status[state.id.member(member)]) for member in members],
+        "outcomes": dict(state.outcomes),
+        "starts": dict(state.starts),
+        "oldest_version": state.oldest_version,
+    }
+
+
+def load_pool_state(pool: Pool, saved: dict[str, Any]) -> None:
+    """Fill an empty pool.
+
+    Raises:
+        CheckpointError: the parts do not add up.
+    """
+    for entry in saved["groups"]:
+        _load_group(pool, entry)
+    pool.ready = dict.fromkeys(saved["ready"])
+    for group in pool.ready:
+        pool.groups[group].ready = True
+    pool.next_serial = saved["next_serial"]
+    pool.ledger.load_dict(saved["ledger"])
+    open_samples = sum(count for status, count in pool.ledger.counts.items() if status in _OPEN)
+    held = sum(status in _OPEN for status in pool.status.values())
+    if not pool.ledger.balanced or open_samples != held:
+        raise CheckpointError("a saved pool does not balance", got=f"{held} samples for a ledger of {open_samples}")
+
+
+_OPEN = frozenset({Status.FRESH, Status.RUNNING, Status.PARKED, Status.SCORING, Status.READY, Status.TRAINING})
+
+
+def _load_group(pool: Pool, entry: dict[str, Any]) -> None:
+    group: GroupId = entry["group"]
+    state = GroupState(group, entry["prompt"], entry["spec"], len(entry["samples"]))
+    state.samples = dict(enumerate(entry["samples"]))
+    state.outcomes, state.starts = dict(entry["outcomes"]), dict(entry["starts"])
+    statuses = [Status(status) for status in entry["status"]]
+    state.waiting = {member for member, status in enumerate(statuses) if status in WAITING}
+    pool.add_group(state, statuses, entry["oldest_version"])
+
+
+def replay(pool: Pool, name: str, arguments: dict[str, Any]) -> Any:
+    """Apply one journal record to the pool; returns what the transition returns."""
+    if name == "issue":
+        pool.next_serial = arguments["group"].serial
+        group = arguments["group"]
+        return pool.issue(group.epoch, arguments["prompt"], arguments["spec"], arguments["size"])
+    if name == "drop":
+        return pool.drop(arguments["group"], Status(arguments["end"]), arguments["reason"])
+    return getattr(pool, name)(**arguments)
+
+
+def park_running(pool: Pool) -> int:
+    """After a crash: what ran waits again, with the tokens that were written down. Returns how many samples that were."""
+    samples = pool.running_samples()
+    for sample in samples:
+        pool.park(sample, None)
+    return len(samples)
