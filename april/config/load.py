@@ -18,6 +18,9 @@ from april.core.errors import RecipeError, nearest
 
 Tree = dict[str, Any]
 
+DEFAULT_COMPONENTS: Tree = {"schedule": {"type": "april", "max_lag_steps": 2}, "engine": {"type": "embedded"}}
+"""The lowest layer, so that `schedule.over_provision=2` alone means something."""
+
 
 @dataclass(slots=True)
 class Layers:
@@ -147,6 +150,7 @@ def load_layers(
         overrides: dotted assignments, strongest.
     """
     layers = Layers()
+    layers.add(DEFAULT_COMPONENTS, "default")
     if isinstance(recipe, Mapping):
         _add_with_bases(layers, recipe, "python", None, ())
     else:

@@ -26,12 +26,13 @@ class ModelConfig(Config):
     """The policy."""
 
     path: str = Field("packaged", description='Hugging Face folder or hub name; "packaged" is the small policy that April brings')
-    dtype: Literal["float32", "float64", "bfloat16"] = Field("float32", description="dtype of the trained weights")
+    reference: str | None = Field(
+        None, description="frozen policy for penalties: a path as above; only loaded where one needs it"
+    )
     device: str = Field("auto", description='"cpu", "cuda", or "auto": CUDA where there is one')
     threads: int = Field(
-        0, ge=0, description="CPU threads of torch; 0 takes all cores for models above 20 M parameters, else one"
+        1, ge=0, description="CPU threads of torch; 0 takes one for each core (worth it from some 20 M parameters)"
     )
-    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
 
 
 class PromptConfig(Config):
@@ -53,6 +54,13 @@ class SamplingConfig(Config):
     entropy: bool = Field(False, description="record the exact entropy of every sampling distribution")
 
 
+class ScoringConfig(Config):
+    """How rewards are computed."""
+
+    timeout_s: float = Field(5.0, gt=0, description="a judgement that takes longer costs its sample")
+    workers: int = Field(0, ge=0, description="processes that judge; 0: in the main process, in order")
+
+
 class BatchConfig(Config):
     """The shape of one update."""
 
@@ -60,7 +68,7 @@ class BatchConfig(Config):
     group_size: int = Field(8, ge=1, description="samples per prompt (G)")
 
 
-class EvaluateConfig(Config):
+class EvaluationConfig(Config):
     """Held-out accuracy, before, after and in between."""
 
     num_problems: int = Field(512, ge=1, description="held-out problems; training never sees them")
@@ -81,8 +89,9 @@ class CheckpointConfig(Config):
     fsync: bool = Field(True, description="force the journal to the disk at each step, so that it survives a power cut too")
     continue_from: Literal["auto", "tokens", "step"] = Field(
         "auto",
-        description="after a crash: tokens keeps the unfinished samples as far as they were written; step generates the interrupted step again "
-        "from its start, which repeats the uninterrupted run bit for bit; auto is step for synchronous schedules, else tokens",
+        description="after a crash: tokens keeps the unfinished samples as far as they were written; step generates the "
+        "interrupted step again from its start, which repeats the uninterrupted run bit for bit; auto is step for "
+        "synchronous schedules, else tokens",
     )
 
 
@@ -106,13 +115,14 @@ class Recipe(Config):
     task: _component("task")  # type: ignore[valid-type]
     evaluation_task: _component("task") | None = Field(None, description="held-out problems from here; else split off the task")  # type: ignore[valid-type]
     prompt: PromptConfig = Field(default=PromptConfig())
-    reward: _section("april.rewards.config:RewardConfig", "reward") = Field(default_factory=dict, validate_default=True)  # type: ignore[valid-type]
+    reward: _component("reward") | None = Field(None, description="judges a finished sample; the task's own where left out")  # type: ignore[valid-type]
+    scoring: ScoringConfig = Field(default=ScoringConfig())
     sampling: SamplingConfig = Field(default=SamplingConfig())
     batch: BatchConfig = Field(default=BatchConfig())
-    schedule: _component("schedule") = Field(default={"type": "april", "max_lag_steps": 2}, validate_default=True)  # type: ignore[valid-type]
-    engine: _component("engine") = Field(default={"type": "embedded"}, validate_default=True)  # type: ignore[valid-type]
+    schedule: _component("schedule") = Field(description="when work runs and when a batch is cut")  # type: ignore[valid-type]
+    engine: _component("engine") = Field(description="where tokens come from")  # type: ignore[valid-type]
     algorithm: _section("april.algorithms.spec:AlgorithmConfig", "algorithm") = Field(default_factory=dict, validate_default=True)  # type: ignore[valid-type]
-    trainer: _section("april.training.config:TrainerConfig", "trainer") = Field(default_factory=dict, validate_default=True)  # type: ignore[valid-type]
-    evaluate: EvaluateConfig = Field(default=EvaluateConfig())
+    training: _section("april.training.config:TrainerConfig", "training") = Field(default_factory=dict, validate_default=True)  # type: ignore[valid-type]
+    evaluation: EvaluationConfig = Field(default=EvaluationConfig())
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig())
     observe: ObserveConfig = Field(default=ObserveConfig())

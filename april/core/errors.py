@@ -85,6 +85,10 @@ class StallError(RolloutError):
     """Nothing is pending, yet the step cannot be completed."""
 
 
+class Interrupted(AprilError):
+    """The run was asked to stop, and stopped where it can be continued."""
+
+
 class CheckpointError(AprilError):
     """A saved run that cannot be read or continued."""
 

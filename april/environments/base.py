@@ -49,6 +49,22 @@ def without(items: Iterable[Item], held_out: Iterable[Item], key: Callable[[Item
     return [item for item in items if question_of(item) not in questions and key(item) not in keys]
 
 
+def distinct(items: Sequence[Item], num: int, seed: int, key: Callable[[Item], str] = question_of) -> list[Item]:
+    """Up to `num` items with different questions and keys, chosen by the seed; the same choice for the same items."""
+    chosen: list[Item] = []
+    questions: set[str] = set()
+    keys: set[str] = set()
+    for index in permutation(stream_key(seed, "held out"), 0, len(items)):
+        item = items[index]
+        if len(chosen) == num:
+            break
+        if question_of(item) not in questions and key(item) not in keys:
+            questions.add(question_of(item))
+            keys.add(key(item))
+            chosen.append(item)
+    return chosen
+
+
 def split(
     items: Sequence[Item], num_held_out: int, seed: int, key: Callable[[Item], str] = question_of
 ) -> tuple[list[Item], list[Item]]:
@@ -57,7 +73,7 @@ def split(
     Args:
         items: all items of a task.
         num_held_out: problems wanted, all with different questions (and keys).
-        seed: chooses which; the same choice for the same items.
+        seed: chooses which.
         key: see `without`.
 
     Returns:
@@ -66,18 +82,7 @@ def split(
     Raises:
         DataError: when there are too few different problems to hold out and still train.
     """
-    held_out: list[Item] = []
-    questions: set[str] = set()
-    keys: set[str] = set()
-    for index in permutation(stream_key(seed, "held out"), 0, len(items)):
-        item = items[index]
-        if len(held_out) == num_held_out:
-            break
-        if question_of(item) in questions or key(item) in keys:
-            continue
-        questions.add(question_of(item))
-        keys.add(key(item))
-        held_out.append(item)
+    held_out = distinct(items, num_held_out, seed, key)
     training = without(items, held_out, key)
     if len(held_out) < num_held_out or not training:
         raise DataError(
@@ -85,6 +90,6 @@ def split(
             where="evaluation.num_problems",
             got=f"{len(items)} items, {len({question_of(item) for item in items})} different questions",
             expected=f"more than {num_held_out} different questions",
-            hint="make the data set larger, hold fewer problems out, or evaluate on a task of its own",
+            hint="make the data set larger, hold fewer problems out, or evaluate on a task of its own (evaluation_task)",
         )
     return training, held_out

@@ -30,10 +30,10 @@ class ItemsTask(Config):
             for name in ("question", "answer"):
                 if name not in item:
                     got = "fields " + (", ".join(item) or "none")
-                    raise DataError(f"an item has no {name!r}", where=f"task.items[{index}]", got=got, expected="question and answer")
-        return [
-            {"metadata": {}, **item, "id": str(item.get("id", f"item-{index}"))} for index, item in enumerate(self.items)
-        ]
+                    raise DataError(
+                        f"an item has no {name!r}", where=f"task.items[{index}]", got=got, expected="question and answer"
+                    )
+        return [{"metadata": {}, **item, "id": str(item.get("id", f"item-{index}"))} for index, item in enumerate(self.items)]
 
     def gold(self, item: Mapping[str, Any]) -> str | None:
         """The item's `solution`, or else its answer."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from pydantic import Field, field_validator
 
 from april.config.schema import Config
 from april.core.errors import DataError, nearest
+from april.core.pattern import checked_pattern, last_match
 from april.environments.base import Item
 
 
@@ -30,7 +30,7 @@ class JsonlTask(Config):
     @field_validator("answer_pattern")
     @classmethod
     def _pattern_compiles(cls, value: str | None) -> str | None:
-        return compiled_pattern(value)
+        return checked_pattern(value)
 
     def load(self) -> list[Item]:
         """Read the file.
@@ -43,7 +43,9 @@ class JsonlTask(Config):
         if not path.is_file():
             near = [entry.name for entry in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
             hint = nearest(path.name, near) if near else "check the path; it is relative to the working directory"
-            raise DataError("a data file does not exist", where="task.path", got=str(path), expected="a JSON-lines file", hint=hint)
+            raise DataError(
+                "a data file does not exist", where="task.path", got=str(path), expected="a JSON-lines file", hint=hint
+            )
         items: list[Item] = []
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
@@ -60,15 +62,24 @@ class JsonlTask(Config):
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise DataError("a line is not JSON", where=where, got=f"{line.strip()[:80]!r} ({error})", expected="one JSON object a line") from error
+            raise DataError(
+                "a line is not JSON", where=where, got=f"{line.strip()[:80]!r} ({error})", expected="one JSON object a line"
+            ) from error
         if not isinstance(row, dict):
-            raise DataError("a line is not a JSON object", where=where, got=f"{line.strip()[:80]!r}", expected='such as {"question": "...", "answer": "..."}')
+            raise DataError(
+                "a line is not a JSON object",
+                where=where,
+                got=f"{line.strip()[:80]!r}",
+                expected='such as {"question": "...", "answer": "..."}',
+            )
         for option, name in (("question_field", self.question_field), ("answer_field", self.answer_field)):
             if name not in row or row[name] is None:
                 hint = f"set task.{option}; {nearest(name, row)}"
                 raise DataError(f"a line has no {name!r}", where=where, got="fields " + ", ".join(row), expected=name, hint=hint)
         solution = str(row[self.answer_field])
-        metadata = row.get("metadata") or {key: value for key, value in row.items() if key not in (self.question_field, self.answer_field)}
+        metadata = row.get("metadata") or {
+            key: value for key, value in row.items() if key not in (self.question_field, self.answer_field)
+        }
         return {
             "id": str(row.get("id", f"{path.stem}-{number}")),
             "question": str(row[self.question_field]),
@@ -78,12 +89,12 @@ class JsonlTask(Config):
         }
 
     def _answer(self, solution: str, where: str) -> str:
-        if self.answer_pattern is None:
-            return solution.strip()
-        found = list(re.finditer(self.answer_pattern, solution))
-        if not found:
-            raise DataError("an answer does not match the pattern", where=where, got=f"{solution[-80:]!r}", expected=self.answer_pattern)
-        return str(found[-1].group(1 if found[-1].re.groups else 0)).strip()
+        answer = last_match(solution, self.answer_pattern)
+        if answer is None:
+            raise DataError(
+                "an answer does not match the pattern", where=where, got=f"{solution[-80:]!r}", expected=self.answer_pattern
+            )
+        return answer
 
     def gold(self, item: Mapping[str, Any]) -> str | None:
         """The worked solution as the file has it."""
@@ -92,17 +103,3 @@ class JsonlTask(Config):
     def default_reward(self) -> dict[str, Any]:
         """Mathematical equality; the same pattern finds the answer in a response."""
         return {"type": "math", "answer_pattern": self.answer_pattern} if self.answer_pattern else {"type": "math"}
-
-
-def compiled_pattern(value: str | None) -> str | None:
-    """`value`, when it is a regular expression.
-
-    Raises:
-        ValueError: when it is not.
-    """
-    if value is not None:
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from error
-    return value

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from april.config.schema import Config
 from april.core.errors import RecipeError, nearest
 from april.core.random import stream_key, uniforms
+from april.core.template import fill
 from april.environments.base import Item
 
 
@@ -39,11 +40,14 @@ class ReasoningGymTask(Config):
             raise ValueError("give either `name` or `mixture`")
         if self.mixture and self.options:
             raise ValueError("`options` has no effect with `mixture`: each part has its own")
+        for part in self.parts():
+            if {"size", "seed"} & part.options.keys():
+                raise ValueError("`size` and `seed` belong to the task, not to `options`")
         return self
 
     def parts(self) -> tuple[MixturePart, ...]:
         """The tasks drawn from; one unless this is a mixture."""
-        return self.mixture or (MixturePart(name=self.name or "", options=self.options),)
+        return self.mixture or (MixturePart(name=self.name or "", weight=1.0, options=self.options),)
 
     def load(self) -> list[Item]:
         """Generate the items: item i of a part is the part's own item number i, whatever the other parts are.
@@ -76,7 +80,7 @@ class ReasoningGymTask(Config):
 
     def gold(self, item: Mapping[str, Any]) -> str | None:
         """`gold_template`, filled; None where the generator gives no answer."""
-        return None if item.get("answer") is None else self.gold_template.format(**item)
+        return None if item.get("answer") is None else fill(self.gold_template, item, "task.gold_template")
 
     def default_reward(self) -> dict[str, Any]:
         """The task's own scorer."""
@@ -108,13 +112,19 @@ def make_dataset(name: str, options: Mapping[str, Any], where: str = "task") -> 
     if name not in names:
         guess = nearest(name, names)
         hint = guess if guess.startswith("did you mean") else f"one of {len(names)} tasks, such as {', '.join(names[:8])}"
-        raise RecipeError("an unknown task of reasoning-gym", where=f"{where}.name", got=name, expected="a task's name", hint=hint)
+        raise RecipeError(
+            "an unknown task of reasoning-gym", where=f"{where}.name", got=name, expected="a task's name", hint=hint
+        )
     accepted = [field.name for field in dataclasses.fields(DATASETS[name][1]) if field.init]
     for option in options:
         if option not in accepted:
             expected = "one of " + ", ".join(other for other in accepted if other not in ("size", "seed"))
             raise RecipeError(
-                f"an unknown option of {name}", where=f"{where}.options", got=option, expected=expected, hint=nearest(option, accepted)
+                f"an unknown option of {name}",
+                where=f"{where}.options",
+                got=option,
+                expected=expected,
+                hint=nearest(option, accepted),
             )
     try:
         return create_dataset(name, **options)

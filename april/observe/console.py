@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeGuard
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -148,7 +148,7 @@ class RunView:
         self._status = ""
         accuracy = metrics.get("accuracy")
         if _finite(accuracy):
-            self._accuracies.append(float(accuracy))  # type: ignore[arg-type]
+            self._accuracies.append(float(accuracy))
         now_s = self._clock()
         if now_s - self._printed_s >= self._every_s or self._done >= self.num_steps:
             self._printed_s = now_s
@@ -291,5 +291,5 @@ def _left(left_s: float | None) -> str:
     return "" if left_s is None else f"{duration(left_s)} left"
 
 
-def _finite(value: object) -> bool:
+def _finite(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and value == value and abs(value) != float("inf")

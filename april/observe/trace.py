@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from april.core.clock import Clock
 from april.observe.sinks import JsonlSink, Record, plain, read_lines
@@ -186,7 +186,7 @@ def life_lanes(samples: list[Record]) -> dict[str, int]:
     return out
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a JSON value can be drawn."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 

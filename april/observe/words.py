@@ -32,11 +32,15 @@ def percent(fraction: object, digits: int = 1) -> str:
 
 
 def duration(seconds: object) -> str:
-    """Seconds as 8.2 s, 3:05 or 2:03:05."""
+    """Seconds as 42 ms, 8.2 s, 3:05 or 2:03:05."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds):
         return MISSING
+    if seconds < 0:
+        return "-" + duration(-seconds)
+    if 0 < seconds < 0.0995:
+        return f"{1000 * seconds:.2g} ms"
     if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+        return f"{seconds:.1f} s" if 0 < seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

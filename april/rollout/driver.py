@@ -16,10 +16,10 @@ elsewhere. So overlap of rollout and training is the schedule's choice, not a se
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from april.core.clock import Clock
-from april.core.errors import EngineError, RolloutError, StallError
+from april.core.errors import EngineError, Interrupted, RolloutError, StallError
 from april.core.event import Broken, Event, Finished, Judged, Parked, Progressed, Source, Updated
 from april.core.group import Batch, Failure, Group
 from april.core.ids import GroupId, SampleId, Version
@@ -41,6 +41,10 @@ class PromptSource(Protocol):
 
     def next(self, count: int, is_open: Callable[[str], bool]) -> list[tuple[int, Prompt]]:
         """Up to `count` (epoch, prompt) pairs; fewer when the next one in order is still open."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor, for the journal."""
         ...
 
 
@@ -73,6 +77,8 @@ class Driver:
         group_filters: applied in order to each complete group.
         min_rewarded: a group with fewer rewarded members is dropped as failed.
         max_retries: how often a sample may lose its engine before it fails.
+        after_turn: called when the events of a turn have been applied and planned for: the journal's flush.
+        should_stop: asked while a batch is being made; True ends `next_batch` with `Interrupted`.
     """
 
     def __init__(
@@ -93,13 +99,15 @@ class Driver:
         min_rewarded: int = 1,
         max_retries: int = 3,
         watcher: Watcher | None = None,
+        after_turn: Callable[[], None] = lambda: None,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.clock, self.engine, self.rewards, self.schedule, self.prompts = clock, engine, rewards, schedule, prompts
         self.spec, self.groups_per_step, self.group_size, self.steps = spec, groups_per_step, group_size, steps
         self.pool = pool or Pool()
         self.sources: tuple[Source, ...] = (engine, rewards, *sources)
         self.group_filters, self.min_rewarded, self.max_retries = group_filters, min_rewarded, max_retries
-        self.watcher = watcher
+        self.watcher, self.after_turn, self.should_stop = watcher, after_turn, should_stop
         self.memo: Memo = {}
         self.version: Version = engine.load().version
         self.emitted_steps = 0
@@ -115,9 +123,13 @@ class Driver:
 
         Raises:
             StallError: when no source can bring anything and the schedule asks for nothing.
+            Interrupted: when `should_stop` says so; call again to go on.
         """
         self._plan()
+        self.after_turn()
         while self._batch is None:
+            if self.should_stop():
+                raise Interrupted("the run was asked to stop")
             self._turn()
         batch, self._batch = self._batch, None
         return batch
@@ -136,6 +148,22 @@ class Driver:
             self._turn()
         self.version = version
 
+    def park_all(self) -> None:
+        """Take every sample out of the engine, with its tokens."""
+        if running := self.pool.running_samples():
+            self.engine.abort(running)
+            self._confirm_parked(running)
+        self.after_turn()
+
+    def settle_unjudged(self) -> None:
+        """After a restart: judge samples that had finished, and settle groups whose last outcome had come."""
+        for state in list(self.pool.groups.values()):
+            for member in sorted(state.scoring):
+                self.rewards.submit(state.samples[member])
+            if not state.ready:
+                self._settle(state)
+        self.after_turn()
+
     # -- one turn -----------------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
@@ -148,6 +176,7 @@ class Driver:
                 self._apply(event)
         self.pool.ledger.check()
         self._plan()
+        self.after_turn()
 
     def _plan(self) -> None:
         for _ in range(MAX_PLANS_PER_TURN):
@@ -196,16 +225,21 @@ class Driver:
         taken = self.prompts.next(count, self.pool.is_open)
         for epoch, prompt in taken:
             self.pool.issue(epoch, prompt, self.spec, self.group_size)
+        self.pool.listener("cursor", {"state": self.prompts.state_dict()})
         if len(taken) < count:
             self._blocked_at = len(self.pool.groups)
 
     def _emit(self, groups: Sequence[GroupId], max_token_lag: int | None) -> None:
-        emitted = self.pool.emit(groups)
-        self._batch = Batch(self.emitted_steps, self.version, emitted, max_token_lag)
+        self._batch = self.take(self.pool.emit(groups, max_token_lag), max_token_lag)
+
+    def take(self, groups: tuple[Group, ...], max_token_lag: int | None) -> Batch:
+        """Count emitted groups as the next batch."""
+        batch = Batch(self.emitted_steps, self.version, groups, max_token_lag)
         self.emitted_steps += 1
-        for group in emitted:
+        for group in groups:
             for sample, _ in group.rewarded:
                 self.lengths.delivered(len(sample))
+        return batch
 
     # -- events -------------------------------------------------------------------------------------------------------
 

@@ -240,10 +240,10 @@ class Pool:
                 self._move(sample, end, reason)
         self._forget(state)
 
-    def emit(self, groups: Iterable[GroupId]) -> tuple[Group, ...]:
-        """Hand ready groups to the trainer, the oldest first."""
+    def emit(self, groups: Iterable[GroupId], max_token_lag: int | None = None) -> tuple[Group, ...]:
+        """Hand ready groups to the trainer, the oldest first; the bound is only written down, to make the same batch again."""
         ids = sorted(groups)
-        self.listener("emit", {"groups": ids})
+        self.listener("emit", {"groups": ids, "max_token_lag": max_token_lag})
         out = []
         for group in ids:
             if group not in self.ready:

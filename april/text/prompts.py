@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from april.core.errors import DataError, RecipeError
 from april.core.prompt import Prompt, Tokens
+from april.core.template import fill
 
 
 class Encoder(Protocol):
@@ -15,37 +16,6 @@ class Encoder(Protocol):
     def encode(self, text: str) -> Tokens: ...
 
     def render(self, messages: str | Sequence[Mapping[str, str]], *, chat: bool = False) -> str: ...
-
-
-def field_names(item: Mapping[str, Any], limit: int = 24) -> list[str]:
-    """The names that a template may use for this item: "question", "metadata[expression]", ..."""
-    names: list[str] = []
-    for key, value in item.items():
-        names.append(str(key))
-        if isinstance(value, Mapping):
-            names += [f"{key}[{inner}]" for inner in value]
-    return names[:limit] + (["..."] if len(names) > limit else [])
-
-
-def fill(template: str, item: Mapping[str, Any], where: str = "task.template") -> str:
-    """`template` with the fields of the item, as `str.format` fills it: "{question}", "{metadata[expression]} =".
-
-    Raises:
-        RecipeError: for a field that the item lacks, or unpaired braces.
-    """
-    try:
-        return template.format(**item)
-    except (KeyError, IndexError, AttributeError, TypeError) as error:
-        raise RecipeError(
-            "a template names a field that the items do not have",
-            where=where,
-            got=f"{template!r} ({error})",
-            expected="fields among " + ", ".join(field_names(item)),
-        ) from error
-    except ValueError as error:
-        raise RecipeError(
-            "a template cannot be read", where=where, got=f"{template!r} ({error})", hint="write a literal brace twice: {{ or }}"
-        ) from error
 
 
 def build_prompts(
@@ -72,7 +42,9 @@ def build_prompts(
         DataError: for a prompt that is empty or too long, an id that occurs twice, or no items at all.
     """
     if system is not None and not chat:
-        raise RecipeError("a system turn has no effect without a chat template", where="task.system", got=system, hint="set chat = true")
+        raise RecipeError(
+            "a system turn has no effect without a chat template", where="prompt.system", got=system, hint="set chat = true"
+        )
     if not items:
         raise DataError("a data set is empty", where="task", expected="at least one item")
     return list(_prompts(items, tokenizer, template, chat, system, max_prompt_tokens))
@@ -83,7 +55,7 @@ def _prompts(
 ) -> Iterator[Prompt]:
     seen: set[str] = set()
     for item in items:
-        name, filled = str(item["id"]), fill(template, item)
+        name, filled = str(item["id"]), fill(template, item, "prompt.template")
         if name in seen:
             raise DataError("an id occurs twice in a data set", where=f"prompt {name}", expected="one item an id")
         seen.add(name)

@@ -28,7 +28,9 @@ class Tokenizer:
 
     def __init__(self, backend: Any, eos_ids: Iterable[int] = (), where: str = "tokenizer") -> None:
         if not getattr(backend, "is_fast", False):
-            raise ModelError("a slow tokenizer cannot be used", where=where, got=type(backend).__name__, expected="a tokenizer.json")
+            raise ModelError(
+                "a slow tokenizer cannot be used", where=where, got=type(backend).__name__, expected="a tokenizer.json"
+            )
         own = () if backend.eos_token_id is None else (int(backend.eos_token_id),)
         self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys((*own, *(int(i) for i in eos_ids))))
         if not self.eos_ids:
@@ -103,7 +105,10 @@ class Tokenizer:
             return messages
         if not self._backend.chat_template:
             raise ModelError(
-                "a tokenizer has no chat template", where=self.where, expected="`chat_template`", hint="set chat = false for plain text"
+                "a tokenizer has no chat template",
+                where=self.where,
+                expected="`chat_template`",
+                hint="set chat = false for plain text",
             )
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(turn) for turn in messages]
         return str(self._backend.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
@@ -117,7 +122,7 @@ def _generation_eos_ids(path: str) -> tuple[int, ...]:
     """The end-of-sequence tokens of generation_config.json, which lists more than the tokenizer does for chat models."""
     file = Path(path) / "generation_config.json"
     if not Path(path).is_dir():
-        from transformers.utils import cached_file
+        from transformers.utils.hub import cached_file
 
         found = cached_file(path, "generation_config.json", _raise_exceptions_for_missing_entries=False)
         if found is None:
@@ -128,5 +133,7 @@ def _generation_eos_ids(path: str) -> tuple[int, ...]:
     try:
         value = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
     except (ValueError, AttributeError) as error:
-        raise ModelError("a generation config cannot be read", where=str(file), got=str(error), expected="a JSON object") from error
+        raise ModelError(
+            "a generation config cannot be read", where=str(file), got=str(error), expected="a JSON object"
+        ) from error
     return tuple(value) if isinstance(value, list) else () if value is None else (value,)

@@ -12,6 +12,7 @@ from april.config.schema import Config
 class EmbeddedConfig(Config):
     """Continuous batching on torch, in this process (CPU or CUDA)."""
 
+    type: Literal["embedded"] = "embedded"
     max_running: int = Field(128, ge=1, description="samples decoded at once; more wait inside the engine")
     kv_tokens: int = Field(65_536, ge=1, description="tokens of KV memory that rows may reserve; overflow preempts the youngest")
     prefill_tokens: int = Field(4_096, ge=1, description="prompt tokens computed between two decode steps")

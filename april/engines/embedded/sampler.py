@@ -77,7 +77,9 @@ def _kept(scaled: torch.Tensor, specs: SpecBatch) -> torch.Tensor:
     """bool (n, V): tokens that survive top-k and top-p; equal values keep the order of their ids."""
     ordered, ids = torch.sort(scaled, dim=-1, descending=True, stable=True)
     rank = torch.arange(scaled.shape[-1], device=scaled.device)
-    keep = torch.ones_like(ordered, dtype=torch.bool) if specs.top_k is None else rank[None] < specs.top_k
+    keep = torch.ones_like(ordered, dtype=torch.bool)
+    if specs.top_k is not None:
+        keep = keep & (rank[None] < specs.top_k)
     if specs.top_p is not None:
         mass = torch.softmax(ordered.masked_fill(~keep, float("-inf")), dim=-1)
         before = torch.cumsum(mass, dim=-1, dtype=torch.float64) - mass
@@ -95,6 +97,8 @@ def invert_cdf(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Ten
     Returns:
         int64 (n,); never a token of probability 0.
     """
+    # Below 1 by two units of rounding, a uniform times the total mass stays below the total mass.
+    uniforms = uniforms.clamp(max=1 - 2**-52)
     if probabilities.shape[-1] <= _PLAIN_VOCABULARY:
         return _invert_plain(probabilities, uniforms)
     return _invert_blocks(probabilities, uniforms)
@@ -104,7 +108,7 @@ def _invert_plain(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.
     cumulative = torch.cumsum(probabilities, dim=-1, dtype=torch.float64)
     target = uniforms[:, None] * cumulative[:, -1:]
     # Intervals are closed below: the first index whose cumulative mass exceeds the target.
-    return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp_(max=probabilities.shape[-1] - 1)
+    return torch.searchsorted(cumulative, target, right=True).squeeze(1)
 
 
 def _invert_blocks(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
@@ -113,7 +117,7 @@ def _invert_blocks(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch
     padded = torch.nn.functional.pad(probabilities, (0, -size % _BLOCK)).view(len(probabilities), -1, _BLOCK)
     cumulative = torch.cumsum(padded.sum(-1, dtype=torch.float64), dim=-1)
     target = uniforms[:, None] * cumulative[:, -1:]
-    block = torch.searchsorted(cumulative, target, right=True).clamp_(max=padded.shape[1] - 1)
+    block = torch.searchsorted(cumulative, target, right=True)
     before = torch.where(block > 0, cumulative.gather(1, (block - 1).clamp_(min=0)), 0.0)
     inside = padded.gather(1, block[:, :, None].expand(-1, -1, _BLOCK)).squeeze(1)
     within = torch.cumsum(inside, dim=-1, dtype=torch.float64)

@@ -1,0 +1,1 @@
+"""Credit: rewards of a batch -> advantage of every token."""

@@ -1,0 +1,130 @@
+"""The registry of atoms: slot -> type name -> (typed config, function). No torch.
+
+An atom is a config class and one function. The function gets what its slot promises, then the config's own fields
+as keywords:
+
+    filter      fn(group)                                   -> reason to drop it, or None
+    compose     fn(groups)                                  -> groups
+    reward      fn(tokens)                                  -> reward_N
+    advantage   fn(tokens)                                  -> advantage_N
+    adjust      fn(advantage_N, tokens)                     -> advantage_N
+    ratio       fn(current_N, proximal_N, tokens)           -> log-ratio_N
+    bounds      fn(tokens)                                  -> low_N, high_N
+    surrogate   fn(log_ratio_N, current_N, advantage_N, bounds) -> loss_N, clipped_N
+    weights     fn(tokens)                                  -> weight_N, detached
+    penalties   fn(current_N, tokens)                       -> loss_N
+    aggregate   fn(tokens)                                  -> share_N with loss = sum(share * loss)
+    objectives  fn(current_N, tokens)                       -> loss_N
+    update      fn(step)                                    -> None, calls the optimiser step
+
+`tokens` is an `april.algorithms.columns.TokenBatch`: the whole batch for reward, advantage, adjust and aggregate, and
+whole samples of it (a micro-batch) for the rest.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+from pydantic import ValidationError
+
+from april.config.schema import Config
+from april.core.errors import RecipeError, nearest
+
+ONE = ("advantage", "ratio", "bounds", "surrogate", "aggregate", "update")
+CHAINS = ("filter", "compose", "reward", "adjust")
+TABLES = ("weights", "penalties", "objectives")
+
+COLUMNS: dict[str, str] = {
+    "token_ids": "int64, the response token",
+    "mask": "bool, the policy may be trained here; counts in every denominator",
+    "trained": "bool, mask without tokens that are too stale",
+    "behaviour": "log-prob under the policy that sampled the token",
+    "temperature": "temperature of the token's sample",
+    "lag": "int64, versions between the token's weights and the batch; 0 where no policy sampled",
+    "reward": "reward of the token's sample",
+    "advantage": "credit of the token",
+    "proximal": "log-prob under the weights before the update",
+    "reference": "log-prob under the frozen reference policy",
+    "entropy": "entropy of the sampling distribution, as the engine recorded it; nan where it did not",
+}
+
+
+class Atom(Config):
+    """Base of the configs of all atoms: `type` names it, `requires` lists the columns its function reads."""
+
+    requires: ClassVar[frozenset[str]] = frozenset()
+    type: str
+
+    def options(self) -> dict[str, Any]:
+        """The keywords of the atom's function."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name not in ("type", *self.not_options)}
+
+    not_options: ClassVar[frozenset[str]] = frozenset()
+
+
+class Entry(NamedTuple):
+    """A registered atom: its config class and its function, lazily as "module:function" or itself."""
+
+    config: type[Atom]
+    function: str | Callable[..., Any]
+
+
+SLOTS: dict[str, dict[str, Entry]] = {slot: {} for slot in (*ONE, *CHAINS, *TABLES)}
+
+
+def register(slot: str, name: str, config: type[Atom], function: str | Callable[..., Any]) -> None:
+    """Make an atom known under `name`; the way for a loss of one's own in a notebook or a plug-in.
+
+    Raises:
+        RecipeError: unknown slot, or the name is taken by another config.
+    """
+    if slot not in SLOTS:
+        raise RecipeError("there is no such slot", where=f"algorithm.{slot}", got=slot, hint=nearest(slot, SLOTS))
+    taken = SLOTS[slot].get(name)
+    if taken is not None and taken != Entry(config, function):
+        raise RecipeError("two atoms have one name", where=f"algorithm.{slot}", got=name, expected="a new name")
+    SLOTS[slot][name] = Entry(config, function)
+
+
+def function_of(slot: str, atom: Atom) -> Callable[..., Any]:
+    """The function of an atom; imports its module on first use."""
+    function = SLOTS[slot][atom.type].function
+    if not isinstance(function, str):
+        return function
+    module, name = function.split(":")
+    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+
+
+def parse(slot: str, value: object, *, where: str, default_type: str | None = None) -> Atom:
+    """The typed config of one atom from recipe data: a config, a type name, or a table with `type`.
+
+    Raises:
+        RecipeError: unknown type or key (naming the nearest), or a value that its field refuses.
+    """
+    if isinstance(value, Atom):
+        return value
+    data = {"type": value} if isinstance(value, str) else {} if value is True else value
+    if not isinstance(data, Mapping):
+        raise RecipeError("an atom is a table with a type", where=where, got=value, expected='such as { type = "..." }')
+    name = data.get("type", default_type)
+    if not isinstance(name, str) or name not in SLOTS[slot]:
+        raise RecipeError(
+            "unknown type", where=f"{where}.type", got=name, expected="a registered name", hint=nearest(str(name), SLOTS[slot])
+        )
+    config = SLOTS[slot][name].config
+    try:
+        return config.model_validate({**data, "type": name})
+    except ValidationError as error:
+        raise _refused(error, config, where) from None
+
+
+def _refused(error: ValidationError, config: type[Atom], where: str) -> RecipeError:
+    first = error.errors()[0]
+    path = ".".join([where, *(str(part) for part in first["loc"])])
+    if first["type"] == "extra_forbidden":
+        unknown = str(first["loc"][-1])
+        return RecipeError("unknown key", where=path, got=unknown, hint=nearest(unknown, config.model_fields))
+    got = None if first["type"] == "missing" else first.get("input")
+    return RecipeError("a value cannot be used", where=path, got=got, expected=first["msg"])

@@ -1,0 +1,1 @@
+"""The loss: ratio -> bounds -> surrogate -> weights -> penalties -> aggregate, put together in `compose`."""

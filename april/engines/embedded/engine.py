@@ -1,0 +1,332 @@
+"""The embedded engine: continuous batching in the caller's process.
+
+    poll:  aborted samples park -> pending weights -> [admit -> make room -> one decode step -> collect] x steps_per_poll
+
+A decode step feeds the last token of every running sample, whose KV is not written yet, and samples the next one. So a
+sample is admitted by computing (or copying) the KV of all its tokens but the last, and sampling happens in one place only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from april.core.clock import Clock
+from april.core.errors import EngineError, ModelError, nearest
+from april.core.event import Event, Finished, Parked, Progressed
+from april.core.ids import SampleId, Version
+from april.core.sample import Sample, Stop
+from april.engines.base import Caps, Load, UpdateMode, Weights
+from april.engines.embedded.config import EmbeddedConfig
+from april.engines.embedded.forward import Forward, LeanForward
+from april.engines.embedded.prefill import compute_prefixes
+from april.engines.embedded.running import RunningBatch
+from april.engines.embedded.scheduler import Request, Room, WaitingQueue, capacity_classes, class_for
+from april.engines.embedded.score import score_samples
+from april.engines.embedded.stops import completes_stop, window_tokens
+from april.engines.embedded.transformers_forward import TransformersForward
+from april.models.lean_decode import LeanDecoder
+
+_MODES: tuple[UpdateMode, ...] = ("drain", "recompute", "keep_kv")
+
+
+class Decodes(Protocol):
+    """The part of a tokenizer that stop strings need."""
+
+    def decode(self, token_ids: Any) -> str: ...
+
+
+def make_forward(module: Any, config: EmbeddedConfig) -> Forward:
+    """The fastest forward that is exact for this module, on a copy of its weights.
+
+    Raises:
+        ModelError: when the lean forward is asked for by name and cannot serve the module.
+    """
+    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    decoder = LeanDecoder.from_module(module, dtype) if config.forward != "transformers" else None
+    if decoder is not None:
+        return LeanForward(decoder)
+    if config.forward == "lean":
+        raise ModelError(
+            "the lean forward does not know this architecture",
+            got=getattr(getattr(module, "config", None), "model_type", type(module).__name__),
+            expected="qwen3, qwen2 or llama with default rope and no sliding window",
+            hint='set engine.forward = "auto"',
+        )
+    return TransformersForward(module, dtype)
+
+
+class EmbeddedEngine:
+    """See `april.engines.base.Engine`; every promise of `Caps` holds.
+
+    Args:
+        module: a Hugging Face causal LM; the engine copies its weights.
+        tokenizer: only for stop strings.
+        clock: for event times and the busy counters; no decision depends on it.
+        config: budgets.
+        name: of the source.
+        version: of the module's weights.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        *,
+        tokenizer: Decodes | None = None,
+        clock: Clock,
+        config: EmbeddedConfig | None = None,
+        name: str = "embedded",
+        version: Version = 0,
+    ) -> None:
+        self.name, self._clock, self._tokenizer = name, clock, tokenizer
+        self._config = config or EmbeddedConfig()
+        if self._config.threads is not None:
+            torch.set_num_threads(self._config.threads)
+        self._forward = make_forward(module, self._config)
+        self._sampler_id = f"embedded-{str(self._forward.dtype).removeprefix('torch.')}"
+        longest = min(self._forward.max_positions, self._config.kv_tokens)
+        self._classes = capacity_classes(longest)
+        self._waiting = WaitingQueue()
+        self._running = RunningBatch(self._forward, self._config, self._classes)
+        self._live: dict[SampleId, Request] = {}
+        self._aborted: set[SampleId] = set()
+        self._outbox: list[Event] = []
+        self._pending: tuple[Weights, Version] | None = None
+        self._version, self._serial = version, 0
+        self._counts = {"generated": 0, "prefill": 0, "shared": 0, "preemptions": 0}
+        self._busy_s = self._slot_s = 0.0
+        self.caps = Caps(
+            max_running=self._config.max_running,
+            kv_tokens=self._config.kv_tokens,
+            max_sample_tokens=longest,
+            update_modes=frozenset(_MODES),
+            addressed_random=True,
+            entropy=True,
+            score=True,
+            shares_prefix=self._config.share_prefix,
+        )
+
+    # -- the source -----------------------------------------------------------------------------------------------
+
+    def ready_at(self) -> float | None:
+        """Now while there is anything to do."""
+        return self._clock.now() if self._live or self._outbox or self._pending else None
+
+    def pending(self) -> list[str]:
+        """What a caller who waits for this engine waits for."""
+        lines = [f"{self.name}: {self._running.size} running, {len(self._waiting)} waiting"] if self._live else []
+        if self._pending is not None:
+            lines.append(f"{self.name}: weights of version {self._pending[1]} wait for running samples")
+        return lines
+
+    @torch.inference_mode()
+    def poll(self) -> list[Event]:
+        """Up to `steps_per_poll` decode steps; returns after the step in which a sample ended."""
+        started_s = self._clock.now()
+        self._park_aborted()
+        self._swap_when_quiet()
+        for _ in range(self._config.steps_per_poll):
+            if any(isinstance(event, Finished | Parked) for event in self._outbox):
+                break
+            self._admit()
+            if not self._running.size:
+                break
+            self._make_room()
+            running = self._running.size
+            self._step()
+            now_s = self._clock.now()
+            self._busy_s += now_s - started_s
+            self._slot_s += (now_s - started_s) * running / self._config.max_running
+            started_s = now_s
+            self._swap_when_quiet()
+        events, self._outbox = self._outbox, []
+        return events
+
+    # -- requests -------------------------------------------------------------------------------------------------
+
+    def submit(self, samples: Sequence[Sample]) -> None:
+        """Accept all samples, or none and raise."""
+        seen: set[SampleId] = set()
+        for sample in samples:
+            self._check(sample, seen)
+            seen.add(sample.id)
+        for sample in samples:
+            context = np.concatenate([sample.prompt.token_ids, sample.token_ids])
+            limit = min(sample.spec.max_new_tokens, self._forward.max_positions - len(sample.prompt.token_ids))
+            request = Request(self._serial, sample, context, limit)
+            self._serial += 1
+            self._live[sample.id] = request
+            self._waiting.add(request)
+
+    def _check(self, sample: Sample, seen: set[SampleId]) -> None:
+        where, prompt = str(sample.id), len(sample.prompt.token_ids)
+        total, context = prompt + len(sample), self._forward.max_positions
+        largest = min(prompt + sample.spec.max_new_tokens, context)
+        if sample.id in self._live or sample.id in seen:
+            raise EngineError("a sample is already running", where=where, hint="wait for its Parked event")
+        if sample.stop is not None:
+            raise EngineError("a sample is already finished", where=where, got=f"stop {sample.stop!r}")
+        if sample.remaining_tokens < 1:
+            raise EngineError("nothing is left of a sample's budget", where=where, got=len(sample))
+        if total >= context:
+            raise EngineError("a sample does not fit the context", where=where, got=total, expected=f"< {context} tokens")
+        if largest > self._classes[-1]:
+            raise EngineError(
+                "a sample alone may need more KV memory than there is",
+                where=where,
+                got=f"prompt + budget = {largest} tokens",
+                expected=f"<= {self._classes[-1]}",
+                hint="raise engine.kv_tokens or lower sampling.max_new_tokens",
+            )
+        if sample.spec.stop_strings and self._tokenizer is None:
+            raise EngineError("stop strings need a tokenizer", where=where, hint="give the engine one")
+        tokens = np.concatenate([sample.prompt.token_ids, sample.token_ids])
+        if int(tokens.min()) < 0 or int(tokens.max()) >= self._forward.vocab_size:
+            raise EngineError(
+                "a token is not in the vocabulary", where=where, got=int(tokens.max()), expected=f"0 to {self._forward.vocab_size - 1}"
+            )
+
+    def abort(self, ids: Sequence[SampleId] | None = None) -> None:
+        """Park these samples at the next poll; ids that are not here are ignored."""
+        self._aborted |= set(self._live) if ids is None else set(ids) & set(self._live)
+
+    def _park_aborted(self) -> None:
+        if not self._aborted:
+            return
+        for request in self._waiting.remove(self._aborted):
+            self._end(request, Parked(self._clock.now(), request.id, None))
+        for slot in self._running.slots_of(self._aborted):
+            request = self._running.request(slot)
+            segment = self._running.take_segment(slot, self._version, self._sampler(slot))
+            self._running.remove(slot)
+            self._end(request, Parked(self._clock.now(), request.id, segment))
+        self._aborted = set()
+
+    def _end(self, request: Request, event: Event) -> None:
+        del self._live[request.id]
+        self._aborted.discard(request.id)
+        self._outbox.append(event)
+
+    # -- one tick -------------------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        if not len(self._waiting) or not self._running.num_free:
+            return
+        only = (lambda request: request.must_finish) if self._pending is not None else None
+        room = Room(
+            self._running.num_free, self._config.kv_tokens - self._running.reserved_tokens, self._config.prefill_tokens
+        )
+        requests = self._waiting.admit(room, self._classes, only=only)
+        if not requests:
+            return
+        prefilled, shared = compute_prefixes(self._forward, self._running, requests, share=self._config.share_prefix)
+        self._counts["prefill"] += prefilled
+        self._counts["shared"] += shared
+
+    def _make_room(self) -> None:
+        """Grow full rows; when that exceeds the budget, the youngest samples wait again and lose their KV."""
+        for slot in self._running.over_budget():
+            request = self._running.request(slot)
+            self._report(slot)
+            self._running.remove(slot)
+            self._waiting.add(request)
+            self._counts["preemptions"] += 1
+        self._running.grow()
+
+    def _step(self) -> None:
+        slots, eos, limited = self._running.step()
+        self._counts["generated"] += len(slots)
+        ended: dict[int, Stop] = {}
+        for slot in self._running.with_strings(slots):
+            strings = self._running.request(slot).sample.spec.stop_strings
+            tail = self._running.tail(slot, window_tokens(strings))
+            if self._tokenizer is not None and completes_stop(tail.tolist(), strings, self._tokenizer.decode):
+                ended[slot] = "stop"
+        ended |= dict.fromkeys(limited.tolist(), "length") | ended
+        ended |= dict.fromkeys(eos.tolist(), "eos")
+        for slot, stop in sorted(ended.items(), key=lambda item: self._running.request(item[0]).serial):
+            request = self._running.request(slot)
+            segment = self._running.take_segment(slot, self._version, self._sampler(slot))
+            self._running.remove(slot)
+            self._end(request, Finished(self._clock.now(), request.id, segment, stop))
+        for slot in self._running.full():
+            self._report(slot)
+
+    def _report(self, slot: int) -> None:
+        segment = self._running.take_segment(slot, self._version, self._sampler(slot))
+        if segment is not None:
+            self._outbox.append(Progressed(self._clock.now(), self._running.request(slot).id, segment))
+
+    def _sampler(self, slot: int) -> str:
+        return self._sampler_id + ("+mixed-kv" if self._running.is_mixed(slot) else "")
+
+    # -- weights --------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def update_weights(self, weights: Weights, version: Version, mode: UpdateMode = "drain") -> None:
+        """Switch to these weights; the newest call wins over one that still waits for running samples."""
+        if mode not in _MODES:
+            raise EngineError("an unknown way to update weights", got=mode, hint=nearest(str(mode), _MODES))
+        if mode == "drain" and (self._running.size or self._draining()):
+            # The caller may change its tensors before the running samples are done.
+            copies = {name: tensor.detach().clone() for name, tensor in weights.items()}
+            if self._pending is None:
+                for slot in self._running.slots():
+                    self._running.request(slot).must_finish = True
+            self._pending = (copies, version)
+            return
+        self._forward.load(weights)
+        self._pending = None
+        for slot in self._running.slots():
+            self._report(slot)
+        self._version = version
+        if mode == "keep_kv":
+            self._running.mark_mixed()
+            return
+        for slot in self._running.slots():
+            request = self._running.request(slot)
+            self._running.remove(slot)
+            self._waiting.add(request)
+
+    def _draining(self) -> bool:
+        return self._pending is not None and any(request.must_finish for request in self._live.values())
+
+    def _swap_when_quiet(self) -> None:
+        if self._pending is None or self._draining():
+            return
+        weights, version = self._pending
+        self._forward.load(weights)
+        self._pending, self._version = None, version
+
+    # -- questions ------------------------------------------------------------------------------------------------
+
+    def score(self, samples: Sequence[Sample]) -> list[npt.NDArray[np.float32]]:
+        """Log-probs (T,) of each sample's response under the current weights and its own spec; -inf where it cannot draw."""
+        return score_samples(self._forward, samples, self._config.prefill_tokens)
+
+    def load(self) -> Load:
+        """Counters; `slot_s / busy_s` is the mean occupied fraction."""
+        return Load(
+            running=self._running.size,
+            waiting=len(self._waiting),
+            kv_tokens=self._running.kv_tokens,
+            version=self._version,
+            generated_tokens=self._counts["generated"],
+            prefill_tokens=self._counts["prefill"],
+            shared_tokens=self._counts["shared"],
+            preemptions=self._counts["preemptions"],
+            busy_s=self._busy_s,
+            slot_s=self._slot_s,
+        )
+
+    @torch.inference_mode()
+    def close(self) -> None:
+        """Drop everything; nothing more is reported."""
+        for slot in self._running.slots():
+            self._running.remove(slot)
+        self._waiting = WaitingQueue()
+        self._live, self._aborted, self._outbox, self._pending = {}, set(), [], None

@@ -1,0 +1,87 @@
+"""What the engine needs of a model, and the lean model in that form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from april.models.kv import KvBucket
+from april.models.lean_decode import LeanDecoder, PackedStates
+
+TokenRows = Sequence[npt.NDArray[np.int32]]
+
+
+class Prefilled(Protocol):
+    """KV of sequences that were just computed."""
+
+    def kv_of(self, index: int) -> torch.Tensor:
+        """(layers, 2, H_kv, T, d) of one sequence."""
+        ...
+
+
+class Forward(Protocol):
+    """A causal LM on weights of its own.
+
+    Attributes:
+        dtype, device: of the weights.
+        vocab_size, max_positions: limits of the model.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    vocab_size: int
+    max_positions: int
+
+    def bucket(self, capacity: int) -> KvBucket:
+        """Empty KV memory for rows of this capacity."""
+        ...
+
+    def load(self, weights: Mapping[str, Any]) -> None:
+        """Copy weights given by Hugging Face names."""
+        ...
+
+    def prefill(self, rows: TokenRows) -> Prefilled:
+        """KV of these sequences (each of one token or more)."""
+        ...
+
+    def decode(self, token_ids: torch.Tensor, positions: torch.Tensor, longest: int, buckets: Sequence[KvBucket]) -> torch.Tensor:
+        """Write the KV of one new token a row and return logits (n, V)."""
+        ...
+
+    def response_logits(self, rows: TokenRows, starts: Sequence[int]) -> list[torch.Tensor]:
+        """For each sequence the logits (T - start, V) that its tokens from `start` on were, or would be, drawn from."""
+        ...
+
+
+def packed_ids(rows: TokenRows, device: torch.device) -> torch.Tensor:
+    """All rows behind each other, int64 (M,)."""
+    return torch.from_numpy(np.concatenate(rows).astype(np.int64)).to(device)
+
+
+class LeanForward:
+    """`LeanDecoder` as the engine wants it."""
+
+    def __init__(self, decoder: LeanDecoder) -> None:
+        self._decoder = decoder
+        self.dtype, self.device = decoder.dtype, decoder.device
+        self.vocab_size, self.max_positions = decoder.shape.vocab_size, decoder.shape.max_positions
+        self.decode = decoder.decode
+        self.load = decoder.load
+
+    def bucket(self, capacity: int) -> KvBucket:
+        shape = self._decoder.shape
+        return KvBucket(shape.num_layers, shape.num_kv_heads, shape.head_dim, capacity, self.dtype, self.device)
+
+    def prefill(self, rows: TokenRows) -> PackedStates:
+        return self._decoder.prefill(packed_ids(rows, self.device), [len(row) for row in rows])
+
+    def response_logits(self, rows: TokenRows, starts: Sequence[int]) -> list[torch.Tensor]:
+        states = self._decoder.prefill(packed_ids(rows, self.device), [len(row) for row in rows], keep_kv=False)
+        return [
+            self._decoder.logits(states, index, start - 1, len(row) - 1)
+            for index, (row, start) in enumerate(zip(rows, starts, strict=True))
+        ]

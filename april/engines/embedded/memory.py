@@ -1,0 +1,135 @@
+"""KV memory of the running samples: which bucket and row each slot has, and copies between them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from april.engines.embedded.scheduler import class_for
+from april.engines.embedded.slots import Ints
+from april.models.kv import KvBucket
+
+
+class KvMemory:
+    """Rows in buckets of fixed capacity; the occupied rows of a bucket stay contiguous.
+
+    Args:
+        classes: row capacities, ascending.
+        make_bucket: empty bucket of one capacity.
+        num_slots: samples that can run.
+        budget_tokens: bound of the tokens allocated in all buckets (while a bucket moves, both copies exist).
+    """
+
+    def __init__(
+        self, classes: Sequence[int], make_bucket: Callable[[int], KvBucket], num_slots: int, budget_tokens: int
+    ) -> None:
+        self._budget_tokens, self._num_slots = budget_tokens, num_slots
+        self.classes = tuple(classes)
+        self._make_bucket = make_bucket
+        self._buckets: dict[int, KvBucket] = {}
+        self._slots: dict[int, list[int]] = {}
+        self.capacity = np.zeros(num_slots, np.int64)
+        self.num_tokens = np.zeros(num_slots, np.int64)
+        self._row = np.zeros(num_slots, np.int64)
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Sum of the capacities of all occupied rows."""
+        return sum(capacity * len(slots) for capacity, slots in self._slots.items())
+
+    @property
+    def allocated_tokens(self) -> int:
+        """Tokens that the memory of all buckets could hold."""
+        return sum(capacity * bucket.rows for capacity, bucket in self._buckets.items())
+
+    def next_class(self, capacity: int) -> int:
+        """The class that a full row of this capacity grows into."""
+        return class_for(capacity + 1, self.classes)
+
+    def insert(self, slot: int, num_tokens: int, source: torch.Tensor | None) -> None:
+        """Give a slot a row that holds `num_tokens` tokens of KV and has room for one more."""
+        self._place(slot, class_for(num_tokens + 1, self.classes), num_tokens, source)
+
+    def expect(self, num_tokens: Sequence[int]) -> None:
+        """Allocate rows for samples of so many tokens (the last of which has no KV yet)."""
+        counts = Counter(class_for(tokens, self.classes) for tokens in num_tokens)
+        for capacity, count in sorted(counts.items()):
+            self.reserve(capacity, count)
+
+    def reserve(self, capacity: int, num_rows: int) -> None:
+        """Allocate room for further rows at once, so that a bucket moves seldom.
+
+        Growth is generous while memory lasts; under pressure other buckets give back what they do not use.
+        """
+        bucket = self._buckets.get(capacity)
+        if bucket is None:
+            bucket = self._buckets[capacity] = self._make_bucket(capacity)
+            self._slots[capacity] = []
+        needed = bucket.size + num_rows
+        if needed <= bucket.rows:
+            return
+        free = self._budget_tokens - self.allocated_tokens
+        if (needed - bucket.rows) * capacity > free:
+            self._shrink(keep=capacity)
+            free = self._budget_tokens - self.allocated_tokens
+        generous = min(2 * bucket.rows, self._num_slots, bucket.rows + free // capacity)
+        bucket.resize(max(needed, generous))
+
+    def _shrink(self, keep: int) -> None:
+        for capacity, bucket in list(self._buckets.items()):
+            if capacity == keep:
+                continue
+            if bucket.size:
+                bucket.resize(bucket.size)
+            else:
+                del self._buckets[capacity], self._slots[capacity]
+
+    def _place(self, slot: int, capacity: int, num_tokens: int, source: torch.Tensor | None) -> None:
+        self.reserve(capacity, 1)
+        self._row[slot] = self._buckets[capacity].insert(source, num_tokens)
+        self._slots[capacity].append(slot)
+        self.capacity[slot], self.num_tokens[slot] = capacity, num_tokens
+
+    def remove(self, slot: int) -> None:
+        """Free a slot's row; the last row of the bucket moves into its place."""
+        capacity, row = int(self.capacity[slot]), int(self._row[slot])
+        bucket, slots = self._buckets[capacity], self._slots[capacity]
+        last = slots.pop()
+        bucket.remove(row, int(self.num_tokens[last]))
+        if last != slot:
+            slots[row] = last
+            self._row[last] = row
+
+    def promote(self, slot: int) -> None:
+        """Move a full row into the next class."""
+        num_tokens = int(self.num_tokens[slot])
+        source = self.read(slot, num_tokens)
+        old = int(self.capacity[slot])
+        row = int(self._row[slot])
+        target = self.next_class(old)
+        self._place(slot, target, num_tokens, source)
+        placed = int(self._row[slot])
+        self._row[slot], self.capacity[slot] = row, old
+        self.remove(slot)
+        self._row[slot], self.capacity[slot] = placed, target
+
+    def read(self, slot: int, num_tokens: int) -> torch.Tensor:
+        """A view of a slot's first tokens, (layers, 2, H_kv, T, d)."""
+        return self._buckets[int(self.capacity[slot])].read(int(self._row[slot]), num_tokens)
+
+    def order(self) -> Ints:
+        """Slots in the order of the rows of `buckets`."""
+        return np.array([slot for capacity in sorted(self._slots) for slot in self._slots[capacity]], np.int64)
+
+    def buckets(self) -> list[KvBucket]:
+        """Occupied buckets in ascending capacity, told how long their rows are."""
+        ready = []
+        for capacity in sorted(self._buckets):
+            bucket, slots = self._buckets[capacity], self._slots[capacity]
+            if slots:
+                bucket.set_lengths(self.num_tokens[slots].tolist())
+                ready.append(bucket)
+        return ready

@@ -1,0 +1,188 @@
+"""The samples being decoded: slots, their KV rows, and the tensors that stay on the device from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from april.core.ids import SampleId, Version
+from april.core.sample import Segment
+from april.engines.embedded.config import EmbeddedConfig
+from april.engines.embedded.forward import Forward
+from april.engines.embedded.memory import KvMemory
+from april.engines.embedded.sampler import SpecBatch, draw, spec_batch
+from april.engines.embedded.scheduler import Request, choose_preempted
+from april.engines.embedded.slots import Ints, SlotTable
+from april.models.kv import KvBucket
+
+
+class RunningBatch:
+    """Members change between steps; while they do not, a step prepares nothing.
+
+    Args:
+        forward: the model.
+        config: number of slots, length of report buffers.
+        classes: row capacities of KV memory.
+    """
+
+    def __init__(self, forward: Forward, config: EmbeddedConfig, classes: tuple[int, ...]) -> None:
+        self._forward, self._budget_tokens = forward, config.kv_tokens
+        self._table = SlotTable(config.max_running, config.report_every_tokens)
+        self._memory = KvMemory(classes, forward.bucket, config.max_running, config.kv_tokens)
+        self._slot_of: dict[SampleId, int] = {}
+        self._changed = True
+        self._order: Ints = np.zeros(0, np.int64)
+
+    @property
+    def size(self) -> int:
+        """Samples being decoded."""
+        return len(self._slot_of)
+
+    @property
+    def num_free(self) -> int:
+        """Samples that could join."""
+        return self._table.num_free
+
+    @property
+    def reserved_tokens(self) -> int:
+        """KV tokens of all occupied rows, used or not."""
+        return self._memory.reserved_tokens
+
+    @property
+    def kv_tokens(self) -> int:
+        """KV tokens written for running samples."""
+        return int(sum(self._memory.num_tokens[slot] for slot in self._slot_of.values()))
+
+    def slots(self) -> list[int]:
+        """Occupied slots, oldest submission first."""
+        return sorted(self._slot_of.values(), key=lambda slot: self._table.request(slot).serial)
+
+    def slots_of(self, ids: Iterable[SampleId]) -> list[int]:
+        """Slots of those ids that run, oldest submission first."""
+        wanted = {self._slot_of[id_] for id_ in ids if id_ in self._slot_of}
+        return [slot for slot in self.slots() if slot in wanted]
+
+    def relatives(self, id_: SampleId) -> list[int]:
+        """Slots of running members of the same group, by age of their ids."""
+        return [slot for other, slot in sorted(self._slot_of.items()) if other[:3] == id_[:3] and other != id_]
+
+    def tokens(self, slot: int) -> npt.NDArray[np.int32]:
+        """Prompt and response of a slot."""
+        return self._table.tokens(slot)
+
+    def request(self, slot: int) -> Request:
+        """The request in a slot."""
+        return self._table.request(slot)
+
+    def expect(self, requests: Sequence[Request]) -> None:
+        """Allocate the rows of requests that are about to be added."""
+        self._memory.expect([len(request.context) for request in requests])
+
+    def add(self, request: Request, source: torch.Tensor | None) -> int:
+        """Start a request whose tokens but the last have the KV `source`; returns its slot."""
+        slot = self._table.open(request)
+        self._memory.insert(slot, len(request.context) - 1, source)
+        self._slot_of[request.id] = slot
+        self._changed = True
+        return slot
+
+    def remove(self, slot: int) -> None:
+        """Stop decoding a slot; unreported tokens are lost, so take them first."""
+        del self._slot_of[self._table.request(slot).id]
+        self._memory.remove(slot)
+        self._table.close(slot)
+        self._changed = True
+
+    def prefix_kv(self, slot: int, num_tokens: int) -> torch.Tensor:
+        """KV of a running sample's first tokens."""
+        return self._memory.read(slot, num_tokens)
+
+    def is_mixed(self, slot: int) -> bool:
+        """Whether the slot's KV was made by older weights than those that sample."""
+        return bool(self._table.mixed_kv[slot])
+
+    def mark_mixed(self) -> None:
+        """All running samples go on with KV of the former weights."""
+        self._table.mixed_kv[list(self._slot_of.values())] = True
+
+    def _growing(self) -> Ints:
+        slots = self._sync_order()
+        return slots[self._memory.num_tokens[slots] == self._memory.capacity[slots]]
+
+    def over_budget(self) -> list[int]:
+        """Slots that have to leave, so that the rows that are full can grow."""
+        growing = self._growing()
+        if not len(growing):
+            return []
+        slots = self.slots()
+        grows = set(growing.tolist())
+        reserved = [int(self._memory.capacity[slot]) for slot in slots]
+        growth = [
+            self._memory.next_class(size) - size if slot in grows else 0 for slot, size in zip(slots, reserved, strict=True)
+        ]
+        serials = [self._table.request(slot).serial for slot in slots]
+        return [slots[index] for index in choose_preempted(serials, reserved, growth, self._budget_tokens)]
+
+    def grow(self) -> None:
+        """Move full rows into their next class."""
+        for slot in self._growing().tolist():
+            self._memory.promote(slot)
+            self._changed = True
+
+    def _sync_order(self) -> Ints:
+        """Slots in the order of the KV rows; prepares the tensors of a step after members have changed."""
+        if not self._changed:
+            return self._order
+        self._changed = False
+        self._order = slots = self._memory.order()
+        device = self._forward.device
+        self._buckets: list[KvBucket] = self._memory.buckets()
+        self._tokens = torch.from_numpy(self._table.last_token[slots]).to(device)
+        self._positions = torch.from_numpy(self._memory.num_tokens[slots]).to(device)
+        specs = [self._table.request(slot).sample.spec for slot in slots.tolist()]
+        self._specs: SpecBatch = spec_batch(specs, self._forward.vocab_size, device, self._forward.dtype)
+        return slots
+
+    def step(self) -> tuple[Ints, Ints, Ints]:
+        """Sample one token for every running sample.
+
+        Returns:
+            The slots, those that end with a stop token, and those (not among them) at their limit.
+        """
+        slots = self._sync_order()
+        for bucket in self._buckets:
+            bucket.begin_step()
+        longest = max(bucket.longest for bucket in self._buckets)
+        logits = self._forward.decode(self._tokens, self._positions, longest, self._buckets)
+        uniforms = torch.from_numpy(self._table.uniforms(slots)).to(logits.device)
+        drawn = draw(logits, self._specs, uniforms)
+        self._tokens = drawn.tokens
+        self._positions += 1
+        columns = [drawn.tokens.double(), drawn.logprobs.double()]
+        if drawn.entropies is not None:
+            columns.append(drawn.entropies.double())
+        host = torch.stack(columns).cpu().numpy()
+        self._memory.num_tokens[slots] += 1
+        eos, limited = self._table.record(slots, host[0].astype(np.int64), host[1], host[2] if len(host) > 2 else None)
+        return slots, eos, limited
+
+    def with_strings(self, slots: Ints) -> list[int]:
+        """Those of these slots that have stop strings."""
+        found: list[int] = self._table.with_strings(slots).tolist()
+        return found
+
+    def full(self) -> list[int]:
+        """Slots whose unreported tokens fill their buffer."""
+        slots: list[int] = self._table.full(np.array(sorted(self._slot_of.values()), np.int64)).tolist()
+        return slots
+
+    def tail(self, slot: int, num_tokens: int) -> npt.NDArray[np.int32]:
+        """The last response tokens of a slot."""
+        return self._table.tail(slot, num_tokens)
+
+    def take_segment(self, slot: int, version: Version, sampler: str) -> Segment | None:
+        """The slot's unreported tokens."""
+        return self._table.take_segment(slot, version, sampler)

@@ -1,0 +1,1 @@
+"""The policy: Hugging Face causal LMs, and a lean forward for common shapes."""

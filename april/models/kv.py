@@ -1,0 +1,110 @@
+"""KV memory of one length class: rows of equal capacity, the occupied ones contiguous in front."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+class KvBucket:
+    """Keys and values of up to `rows` sequences of at most `capacity` tokens.
+
+    `data` is (layers, 2, rows, H_kv, capacity, d). Row r holds the tokens of the r-th occupant; `write` and `attend` work on
+    the first `size` rows at once, so finished sequences cost nothing. Unwritten places are masked, and always finite.
+
+    Args:
+        num_layers, num_kv_heads, head_dim: sizes of the model.
+        capacity: tokens a row can hold.
+        dtype, device: of the memory.
+    """
+
+    def __init__(
+        self, num_layers: int, num_kv_heads: int, head_dim: int, capacity: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.num_layers, self.num_kv_heads, self.head_dim, self.capacity = num_layers, num_kv_heads, head_dim, capacity
+        self.dtype, self.device = dtype, device
+        self.size = self.rows = self.longest = 0
+        # Small CPU products are faster as plain batched matrix products; elsewhere the fused kernel wins.
+        self._fused = device.type != "cpu" or dtype not in (torch.float32, torch.float64)
+        self.resize(0)
+
+    def resize(self, rows: int) -> None:
+        """Allocate memory for so many rows (at least the occupied ones) and keep what is there."""
+        shape = (self.num_layers, 2, rows, self.num_kv_heads, self.capacity, self.head_dim)
+        data = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        mask = torch.full((rows, self.num_kv_heads, self.capacity), float("-inf"), dtype=self.dtype, device=self.device)
+        if self.size:
+            data[:, :, : self.size] = self.data[:, :, : self.size]
+            mask[: self.size] = self._mask[: self.size]
+        self.data, self._mask, self.rows = data, mask, rows
+
+    def insert(self, source: torch.Tensor | None, length: int) -> int:
+        """Occupy the next allocated row with `length` tokens of KV (layers, 2, H_kv, length, d); returns the row."""
+        row = self.size
+        self.size += 1
+        if source is not None and length:
+            self.data[:, :, row, :, :length] = source
+        self._mask[row, :, :length] = 0
+        self._mask[row, :, length:] = float("-inf")
+        return row
+
+    def remove(self, row: int, last_length: int) -> None:
+        """Free a row; the last row, which holds `last_length` tokens, moves into the hole."""
+        last = self.size - 1
+        if row != last:
+            self.data[:, :, row, :, :last_length] = self.data[:, :, last, :, :last_length]
+            self._mask[row] = self._mask[last]
+        self.size = last
+
+    def read(self, row: int, length: int) -> torch.Tensor:
+        """A view of a row's first tokens, (layers, 2, H_kv, length, d)."""
+        return self.data[:, :, row, :, :length]
+
+    def set_lengths(self, lengths: list[int]) -> None:
+        """Say how many tokens each occupied row holds; needed after any change of rows, before `begin_step`."""
+        heads = self.size * self.num_kv_heads
+        length = torch.tensor(lengths, dtype=torch.int64).repeat_interleave(self.num_kv_heads)
+        # The place of the last token; `begin_step` moves it to the next one. Values lie behind all keys.
+        key_place = torch.arange(heads) * self.capacity + length - 1
+        self._mask_index = key_place.to(self.device)
+        value_place = key_place + self.rows * self.num_kv_heads * self.capacity
+        both = torch.stack((key_place, value_place)).view(2, self.size, -1).transpose(0, 1)
+        self._index = both.reshape(-1).to(self.device)
+        self.longest = max(lengths, default=0)
+        flat = self.data.view(self.num_layers, 2, -1, self.capacity, self.head_dim)[:, :, :heads]
+        self._places = [self.data[layer].view(-1, self.head_dim) for layer in range(self.num_layers)]
+        self._keys = [flat[layer, 0].transpose(1, 2) for layer in range(self.num_layers)]
+        self._values = [flat[layer, 1] for layer in range(self.num_layers)]
+        self._mask_places, self._mask_rows = self._mask.view(-1), self._mask.view(-1, 1, self.capacity)[:heads]
+
+    def begin_step(self) -> None:
+        """Open the next place of every occupied row."""
+        self._index += 1
+        self._mask_index += 1
+        self.longest += 1
+        self._mask_places.index_fill_(0, self._mask_index, 0.0)
+        self._step_mask = self._mask_rows[:, :, : self.longest]
+
+    def write(self, layer: int, key_value: torch.Tensor) -> None:
+        """Store the new token's keys and values of one layer, (size, 2 * H_kv, d): all key heads, then all value heads."""
+        self._places[layer].index_copy_(0, self._index, key_value.reshape(-1, self.head_dim))
+
+    def views(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the occupied rows, each (size, H_kv, longest, d), without copying."""
+        data = self.data[layer, :, : self.size, :, : self.longest]
+        return data[0], data[1]
+
+    def attend(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
+        """One new query per row, (size, H, d) -> (size, H * d); queries that share a KV head form the query axis."""
+        if self._fused:
+            return self._attend_fused(layer, query, scale)
+        grouped = query.reshape(self.size * self.num_kv_heads, -1, self.head_dim)
+        keys = self._keys[layer].narrow(2, 0, self.longest)
+        weights = torch.baddbmm(self._step_mask, grouped, keys, alpha=scale).softmax(-1)
+        return torch.bmm(weights, self._values[layer].narrow(1, 0, self.longest)).view(self.size, -1)
+
+    def _attend_fused(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
+        key, value = self.views(layer)
+        grouped = query.reshape(self.size, self.num_kv_heads, -1, self.head_dim)
+        mask = self._mask[: self.size, :1, : self.longest].unsqueeze(1)
+        return F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale).reshape(self.size, -1)

@@ -1,0 +1,250 @@
+"""The policy: a Hugging Face causal LM and the log-probs of response tokens under it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from april.core.errors import DataError, ModelError
+from april.models.lean import LeanModel
+
+LOGIT_ELEMENTS = 1 << 24
+"""Logits held at once; beyond it they are computed in chunks, again in the backward pass."""
+
+
+class ResponseLogprobs(NamedTuple):
+    """What a policy says about N packed response tokens: log-probs (N,), and entropies (N,) in nats or None."""
+
+    logprobs: Tensor
+    entropies: Tensor | None
+
+
+@dataclass(frozen=True)
+class PackedSequences:
+    """S sequences end to end, prompt and response each, ready for the model.
+
+    Attributes:
+        token_ids: int64 (M,), all tokens of all sequences.
+        lengths: tokens of each sequence, S of them.
+        prompt_lengths: prompt tokens of each sequence.
+        rows: int64 (N,), the position in `token_ids` whose hidden state predicts each response token.
+    """
+
+    token_ids: Tensor
+    lengths: tuple[int, ...]
+    prompt_lengths: tuple[int, ...]
+    rows: Tensor
+
+    @staticmethod
+    def of(prompts: Sequence[npt.NDArray[np.int32]], responses: Sequence[npt.NDArray[np.int32]]) -> PackedSequences:
+        """Pack prompts and their responses; neither may be empty."""
+        for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            if len(prompt) == 0 or len(response) == 0:
+                raise DataError(
+                    "a sequence needs a prompt and a response",
+                    where=f"sequence {index}",
+                    got=f"{len(prompt)} + {len(response)} tokens",
+                )
+        pairs = list(zip(prompts, responses, strict=True))
+        pieces = [piece for pair in pairs for piece in pair]
+        ids = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
+        lengths = [len(prompt) + len(response) for prompt, response in pairs]
+        ends = np.cumsum(lengths) if lengths else np.zeros(0, np.int64)
+        rows = [np.arange(end - len(response), end) - 1 for end, (_, response) in zip(ends, pairs, strict=True)]
+        packed_rows = np.concatenate(rows) if rows else np.zeros(0, np.int64)
+        return PackedSequences(
+            token_ids=torch.from_numpy(ids.astype(np.int64)),
+            lengths=tuple(lengths),
+            prompt_lengths=tuple(len(prompt) for prompt in prompts),
+            rows=torch.from_numpy(packed_rows.astype(np.int64)),
+        )
+
+    @property
+    def targets(self) -> Tensor:
+        """int64 (N,): the response tokens."""
+        return self.token_ids[self.rows + 1]
+
+    def to(self, device: torch.device) -> PackedSequences:
+        """The same on another device."""
+        return PackedSequences(self.token_ids.to(device), self.lengths, self.prompt_lengths, self.rows.to(device))
+
+
+class Policy:
+    """A causal LM that can be trained.
+
+    Attributes:
+        module: the Hugging Face model; its parameters are the policy's weights.
+        device, dtype: where and in what precision the weights are.
+    """
+
+    def __init__(self, module: nn.Module, *, gradient_checkpointing: bool = False, autocast: bool = False) -> None:
+        """Take over a Hugging Face causal LM.
+
+        Args:
+            module: the model, on its device.
+            gradient_checkpointing: recompute layers in the backward pass to save memory.
+            autocast: run forwards in bfloat16 while weights stay as they are (CUDA).
+        """
+        self.module: Any = module
+        parameter = next(module.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self._autocast = autocast and self.device.type == "cuda"
+        module.eval()
+        self._gradient_checkpointing = gradient_checkpointing
+        self._lean = LeanModel.from_module(module)
+        if gradient_checkpointing and self._lean is None:
+            _checkpoint_layers(module)
+
+    @staticmethod
+    def load(
+        path: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        gradient_checkpointing: bool = False,
+        autocast: bool = False,
+    ) -> Policy:
+        """A policy from a Hugging Face folder or hub name.
+
+        Raises:
+            ModelError: when it cannot be read as a causal LM.
+        """
+        from transformers import AutoModelForCausalLM
+
+        try:
+            module: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(
+                "the policy cannot be loaded",
+                where=str(path),
+                got=str(error).splitlines()[0],
+                expected="a folder with config.json and weights",
+            ) from error
+        return Policy(module.to(device), gradient_checkpointing=gradient_checkpointing, autocast=autocast)
+
+    @staticmethod
+    def from_config(
+        config: Mapping[str, Any] | Any, seed: int, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ) -> Policy:
+        """A policy with random weights; the same for the same config and seed.
+
+        Args:
+            config: a Hugging Face config, or a mapping with `model_type` and its fields.
+            seed: of the weights; the global random state is left as it was.
+        """
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        if isinstance(config, Mapping):
+            config = AutoConfig.for_model(**config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        return Policy(module.to(device=device, dtype=dtype))
+
+    def save(self, folder: str | Path, tokenizer: Any = None) -> None:
+        """Write an ordinary Hugging Face folder, with the tokenizer where one is given."""
+        self.module.save_pretrained(str(folder))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(folder))
+
+    @property
+    def packed(self) -> bool:
+        """Whether sequences run packed, without padding."""
+        return self._lean is not None
+
+    def weights(self) -> dict[str, Tensor]:
+        """Hugging Face name -> tensor, detached and not copied."""
+        return {name: tensor.detach() for name, tensor in self.module.state_dict().items()}
+
+    def response_logprobs(self, sequences: PackedSequences, temperatures: Tensor, *, entropy: bool = False) -> ResponseLogprobs:
+        """Log-probs of all response tokens, in float32 at least, each at its own temperature.
+
+        Only hidden states that predict a response token go through the vocabulary projection.
+
+        Args:
+            sequences: S sequences with N response tokens.
+            temperatures: (N,), above 0.
+            entropy: also the entropy of each distribution.
+
+        Raises:
+            DataError: a temperature that is not above 0: a greedy token has log-prob 0 whatever the policy.
+        """
+        if len(temperatures) and float(temperatures.min()) <= 0:
+            raise DataError(
+                "greedy samples cannot be trained on", where="temperature", got=float(temperatures.min()), expected="above 0"
+            )
+        sequences = sequences.to(self.device)
+        context = torch.autocast("cuda", torch.bfloat16) if self._autocast else nullcontext()
+        with context:
+            hidden = self._hidden(sequences)[sequences.rows]
+            parts = [
+                self._chunk(hidden[rows], sequences.targets[rows], temperatures.to(self.device)[rows], entropy, last)
+                for rows, last in self._chunks(len(sequences.rows))
+            ]
+        if not parts:
+            empty = hidden.sum() * hidden.new_zeros(0)
+            return ResponseLogprobs(empty, empty if entropy else None)
+        logprobs = torch.cat([part[0] for part in parts])
+        return ResponseLogprobs(logprobs, torch.cat([part[1] for part in parts]) if entropy else None)
+
+    def _hidden(self, sequences: PackedSequences) -> Tensor:
+        if self._lean is not None:
+            return self._lean.packed_hidden(
+                sequences.token_ids, sequences.lengths, gradient_checkpointing=self._gradient_checkpointing
+            )
+        lengths = torch.tensor(sequences.lengths, device=self.device)
+        width = int(lengths.max()) if len(lengths) else 0
+        inside = torch.arange(width, device=self.device) < lengths[:, None]
+        padded = torch.zeros(inside.shape, dtype=torch.int64, device=self.device)
+        padded[inside] = sequences.token_ids
+        output = self.module.base_model(input_ids=padded, attention_mask=inside.to(torch.int64), use_cache=False)
+        return output.last_hidden_state[inside]  # type: ignore[no-any-return]
+
+    def _chunks(self, num_rows: int) -> Iterator[tuple[slice, bool]]:
+        """Slices of at most LOGIT_ELEMENTS logits, and whether everything fits in one."""
+        size = max(1, LOGIT_ELEMENTS // int(self.module.config.get_text_config().vocab_size))
+        for start in range(0, num_rows, size):
+            yield slice(start, min(start + size, num_rows)), num_rows <= size
+
+    def _chunk(self, hidden: Tensor, targets: Tensor, temperatures: Tensor, entropy: bool, only: bool) -> tuple[Tensor, Tensor]:
+        if only or not torch.is_grad_enabled():
+            return self._token_logprobs(hidden, targets, temperatures, entropy)
+        return checkpoint(self._token_logprobs, hidden, targets, temperatures, entropy, use_reentrant=False)  # type: ignore[no-any-return]
+
+    def _token_logprobs(self, hidden: Tensor, targets: Tensor, temperatures: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
+        logits = self._logits(hidden)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        scaled = logits / temperatures.to(logits.dtype)[:, None]
+        normaliser = scaled.logsumexp(-1)
+        logprobs = scaled.gather(-1, targets[:, None])[:, 0] - normaliser
+        entropies = normaliser - (scaled.softmax(-1) * scaled).sum(-1) if entropy else logprobs.detach()
+        return logprobs, entropies
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        if self._lean is not None:
+            return self._lean.logits(hidden)
+        logits: Tensor = self.module.get_output_embeddings()(hidden)
+        config = self.module.config.get_text_config()
+        # what Cohere, Granite and Gemma do to logits after the projection
+        logits = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        cap = getattr(config, "final_logit_softcapping", None)
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def _checkpoint_layers(module: Any) -> None:
+    """Recompute layers in the backward pass. The library does so only in training mode, so dropout is turned off."""
+    module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    module.train()
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        if isinstance(getattr(part, "attention_dropout", None), float):
+            part.attention_dropout = 0.0

@@ -1,0 +1,98 @@
+"""Rewards as a source of events: finished samples in, outcomes out.
+
+    pool -- submit(sample) --> RewardRunner -- poll() --> Judged(sample id, Reward | Failure)
+
+In process (the default) samples are judged in the order of submission, a bounded number in each poll, so a run is
+deterministic. With `workers` they are judged by child processes, which are killed when they pass the deadline, and
+outcomes come in whatever order they are ready.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from april.core.clock import Clock
+from april.core.errors import LedgerError
+from april.core.event import Event, Judged
+from april.core.ids import SampleId
+from april.core.sample import Sample
+from april.rewards.base import Verifier
+from april.rewards.judge import Decode, judge
+from april.rewards.workers import WorkerPool
+
+
+class RewardRunner:
+    """Judges every submitted sample exactly once.
+
+    Args:
+        verifier: the reward.
+        decode: token ids to text.
+        clock: stamps the events.
+        timeout_s: how long one judgement may take before it costs its sample; None for ever.
+        workers: child processes; 0 judges in this one. The verifier must then be picklable (import-path rewards are).
+        max_per_poll: samples judged in one poll when in process.
+
+    Raises:
+        RecipeError: for `workers` with a verifier that cannot be sent to another process.
+    """
+
+    name = "reward"
+
+    def __init__(
+        self,
+        verifier: Verifier,
+        decode: Decode,
+        clock: Clock,
+        timeout_s: float | None = 5.0,
+        workers: int = 0,
+        max_per_poll: int = 32,
+    ) -> None:
+        self._verifier, self._decode, self._clock = verifier, decode, clock
+        self._timeout_s, self._max_per_poll = timeout_s, max_per_poll
+        self._queue: deque[Sample] = deque()
+        self._open: set[SampleId] = set()
+        self._pool = WorkerPool(verifier, workers, timeout_s) if workers else None
+
+    def submit(self, sample: Sample) -> None:
+        """Judge this sample.
+
+        Raises:
+            LedgerError: when it is not finished, or is already being judged.
+        """
+        if sample.stop is None or sample.id in self._open:
+            got = "unfinished" if sample.stop is None else "submitted twice"
+            raise LedgerError("a sample cannot be judged", where=str(sample.id), got=got, expected="a finished sample, once")
+        self._open.add(sample.id)
+        if self._pool is not None:
+            self._pool.submit(sample, self._decode(sample.token_ids))
+        else:
+            self._queue.append(sample)
+
+    def ready_at(self) -> float | None:
+        """Now, while samples wait for an in-process judgement or an outcome is there; soon, while workers are busy."""
+        if not self._open:
+            return None
+        return self._clock.now() + (0.0 if self._pool is None else self._pool.wait_s())
+
+    def poll(self) -> list[Event]:
+        """Outcomes; in process, of the next samples in the order of submission."""
+        if self._pool is not None:
+            outcomes = self._pool.poll()
+        else:
+            samples = [self._queue[i] for i in range(min(self._max_per_poll, len(self._queue)))]
+            outcomes = []
+            for sample in samples:  # a sample leaves the queue with its outcome, so an interrupt loses none
+                outcomes.append((sample.id, judge(self._verifier, self._decode(sample.token_ids), sample, self._timeout_s)))
+            for _ in samples:
+                self._queue.popleft()
+        self._open.difference_update(id for id, _ in outcomes)
+        return [Judged(self._clock.now(), id, outcome) for id, outcome in outcomes]
+
+    def pending(self) -> list[str]:
+        """The samples that wait for an outcome."""
+        return [f"reward of {id}" for id in sorted(self._open)]
+
+    def close(self) -> None:
+        """End the child processes."""
+        if self._pool is not None:
+            self._pool.close()

@@ -1,0 +1,210 @@
+"""From a recipe to running parts: the only file that knows all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from april import registry
+from april.algorithms.atoms import function_of
+from april.algorithms.spec import AlgorithmConfig
+from april.checkpoint.journal import Journal
+from april.checkpoint.store import CheckpointStore
+from april.config.recipe import Recipe
+from april.config.resolve import Resolved
+from april.core.clock import Clock, WallClock
+from april.core.errors import ModelError
+from april.core.group import Group
+from april.core.sampling import SamplingSpec
+from april.engines.base import Engine
+from april.models.policy import Policy
+from april.rewards.base import Verifier
+from april.rewards.runner import RewardRunner
+from april.rollout.driver import Driver, GroupFilter, Watcher
+from april.rollout.pool import Pool
+from april.run.checks import Finding, check_data, check_disk, check_gold_answers, check_recipe, min_rewarded
+from april.run.data import Data, load_data, verifier_of
+from april.selection.sampler import PromptSampler
+from april.text.tokenizer import Tokenizer
+from april.training.single import Trainer
+
+PACKAGED_POLICY = files("april") / "assets" / "policy"
+
+
+@dataclass(slots=True)
+class Parts:
+    """Everything a run is made of, wired up and not yet started.
+
+    Attributes:
+        findings: what the checks found, for the dry run.
+    """
+
+    recipe: Recipe
+    resolved: Resolved
+    folder: Path
+    clock: Clock
+    tokenizer: Tokenizer
+    policy: Policy
+    data: Data
+    verifier: Verifier
+    engine: Engine
+    trainer: Trainer
+    prompts: PromptSampler
+    pool: Pool
+    driver: Driver
+    store: CheckpointStore
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable numbers."""
+        return sum(parameter.numel() for parameter in self.policy.module.parameters())
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """Where a run is kept."""
+    return Path(recipe.out.format(name=recipe.name, seed=recipe.seed))
+
+
+def model_path(name: str) -> str:
+    """The folder or hub name of a policy."""
+    return str(PACKAGED_POLICY) if name == "packaged" else name
+
+
+def device_of(name: str) -> torch.device:
+    """The torch device of a recipe.
+
+    Raises:
+        ModelError: a CUDA device is asked for and there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError("there is no CUDA device", where="model.device", got=name, hint='set model.device = "auto"')
+    return torch.device(name)
+
+
+def load_policy(recipe: Recipe, path: str | None = None) -> tuple[Policy, Tokenizer]:
+    """The policy of a recipe, or another one in its place, with its tokenizer."""
+    name = model_path(path or recipe.model.path)
+    torch.set_num_threads(recipe.model.threads or torch.get_num_threads())
+    tokenizer = Tokenizer.load(name)
+    policy = Policy.load(
+        name,
+        dtype=torch.float64 if recipe.training.dtype == "float64" else torch.float32,
+        device=device_of(recipe.model.device),
+        gradient_checkpointing=recipe.training.gradient_checkpointing,
+        autocast=recipe.training.autocast,
+    )
+    return policy, tokenizer
+
+
+def context_tokens(policy: Policy) -> int:
+    """The longest sequence the policy can read."""
+    return int(getattr(policy.module.config.get_text_config(), "max_position_embeddings", 0)) or 1 << 20  # type: ignore[operator, union-attr]
+
+
+def sampling_spec(recipe: Recipe, tokenizer: Tokenizer) -> SamplingSpec:
+    """How training rollouts are drawn."""
+    sampling = recipe.sampling
+    return SamplingSpec(
+        max_new_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        stop_token_ids=tokenizer.eos_ids,
+        stop_strings=sampling.stop_strings,
+        entropy=sampling.entropy,
+        seed=recipe.seed,
+    )
+
+
+def group_filters(algorithm: AlgorithmConfig) -> list[GroupFilter]:
+    """The filters of an algorithm as functions of a complete group."""
+
+    def bound(atom: Any) -> Callable[[Group], str | None]:
+        function = function_of("filter", atom)
+        return lambda group: function(group, **atom.options())
+
+    return [bound(atom) for atom in algorithm.filter]
+
+
+def build_engine(recipe: Recipe, policy: Policy, tokenizer: Tokenizer, clock: Clock) -> Engine:
+    """The engine of a recipe, with a copy of the policy's weights."""
+    make = registry.builder("engine", recipe.engine.type)
+    return make(policy.module, tokenizer=tokenizer, clock=clock, config=recipe.engine)  # type: ignore[no-any-return]
+
+
+def build(resolved: Resolved, *, watcher: Watcher | None = None, should_stop: Callable[[], bool] = lambda: False) -> Parts:
+    """Check and wire up a run; nothing is generated, trained or written.
+
+    Args:
+        resolved: the recipe.
+        watcher: told of every event.
+        should_stop: asked between events.
+
+    Raises:
+        AprilError: for whatever the checks refuse.
+    """
+    recipe, clock = resolved.recipe, WallClock()
+    findings = check_recipe(recipe)
+    folder = run_folder(recipe)
+    policy, tokenizer = load_policy(recipe)
+    context = context_tokens(policy)
+    data = load_data(recipe, tokenizer, context)
+    verifier = verifier_of(recipe, data.task)
+    findings += [*check_data(recipe, data, tokenizer, context), check_gold_answers(recipe, data, verifier)]
+    reference = load_policy(recipe, recipe.model.reference)[0] if "reference" in recipe.algorithm.requires else None
+    engine = build_engine(recipe, policy, tokenizer, clock)
+    trainer = Trainer(policy, recipe.algorithm, recipe.training, reference=reference, clock=clock, total_steps=recipe.steps)
+    prompts, pool = PromptSampler(data.train, recipe.seed), Pool()
+    driver = Driver(
+        clock=clock,
+        engine=engine,
+        rewards=RewardRunner(verifier, tokenizer.decode, clock, recipe.scoring.timeout_s, recipe.scoring.workers),
+        schedule=registry.builder("schedule", recipe.schedule.type)(recipe.schedule),
+        prompts=prompts,
+        spec=sampling_spec(recipe, tokenizer),
+        groups_per_step=recipe.batch.groups_per_step,
+        group_size=recipe.batch.group_size,
+        steps=recipe.steps,
+        pool=pool,
+        sources=(trainer,),
+        group_filters=group_filters(recipe.algorithm),
+        min_rewarded=min_rewarded(recipe),
+        watcher=watcher,
+        should_stop=should_stop,
+    )
+    store = CheckpointStore(folder / "checkpoints", recipe.checkpoint.keep)
+    parts = Parts(
+        recipe,
+        resolved,
+        folder,
+        clock,
+        tokenizer,
+        policy,
+        data,
+        verifier,
+        engine,
+        trainer,
+        prompts,
+        pool,
+        driver,
+        store,
+        findings,
+    )
+    findings.append(check_disk(folder, parts.num_parameters, recipe.checkpoint.keep))
+    return parts
+
+
+def open_journal(parts: Parts, name: str) -> Journal:
+    """The journal that continues a checkpoint ("start" before the first one), listening to the pool from now on."""
+    journal = Journal(parts.folder / "journal" / f"{name}.bin")
+    parts.pool.listener = journal.append
+    parts.driver.after_turn = journal.flush
+    return journal

@@ -1,0 +1,153 @@
+"""Everything that can be known to be wrong before anything expensive starts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from april import registry
+from april.algorithms.check import GROUP_ESTIMATORS, RunFacts, check
+from april.config.recipe import Recipe
+from april.core.errors import DataError, ModelError, RecipeError, ResourceError
+from april.core.prompt import Prompt
+from april.rewards.base import Verifier
+from april.rewards.judge import check_gold
+from april.run.data import Data
+from april.text.tokenizer import Tokenizer
+
+NUM_PROBED = 32
+"""Items that the gold and round-trip checks look at."""
+CHECKPOINT_BYTES_PER_PARAMETER = 16
+"""Weights, two moments and the exported folder, in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The result of one check: its name and what was found."""
+
+    name: str
+    detail: str
+
+
+def check_recipe(recipe: Recipe) -> list[Finding]:
+    """What the recipe alone can contradict: batch arithmetic, algorithm against schedule and sampling."""
+    schedule = registry.builder("schedule", recipe.schedule.type)(recipe.schedule)
+    facts = RunFacts(
+        group_size=recipe.batch.group_size,
+        stale_tokens=schedule.max_lag_steps > 0,
+        has_reference=recipe.model.reference is not None,
+        records_entropy=recipe.sampling.entropy,
+        temperature=recipe.sampling.temperature,
+        top_p=recipe.sampling.top_p,
+        top_k=recipe.sampling.top_k,
+        max_new_tokens=recipe.sampling.max_new_tokens,
+        num_optimizer_steps=recipe.training.num_optimizer_steps,
+        keys=_KEYS,
+    )
+    check(recipe.algorithm, facts)
+    samples = recipe.batch.groups_per_step * recipe.batch.group_size
+    if recipe.training.num_optimizer_steps > recipe.batch.groups_per_step:
+        raise RecipeError(
+            "a batch cannot be cut into more mini-batches than it has groups",
+            where="training.num_optimizer_steps, batch.groups_per_step",
+            got=f"{recipe.training.num_optimizer_steps} > {recipe.batch.groups_per_step}",
+            hint="lower the one or raise the other",
+        )
+    detail = f"{recipe.batch.groups_per_step} groups x {recipe.batch.group_size} = {samples} samples per update, {recipe.steps} updates"
+    return [Finding("batch", detail), Finding("algorithm", f"columns {', '.join(sorted(recipe.algorithm.requires))}")]
+
+
+_KEYS = (
+    ("group_size", "batch.group_size"),
+    ("stale_tokens", "schedule.max_lag_steps"),
+    ("has_reference", "model.reference"),
+    ("records_entropy", "sampling.entropy"),
+    ("temperature", "sampling.temperature"),
+    ("top_p", "sampling.top_p"),
+    ("top_k", "sampling.top_k"),
+    ("max_new_tokens", "sampling.max_new_tokens"),
+    ("num_optimizer_steps", "training.num_optimizer_steps"),
+)
+
+
+def min_rewarded(recipe: Recipe) -> int:
+    """Members with a reward that a group needs to be of use: two where they are compared with each other."""
+    return 2 if recipe.algorithm.advantage.type in GROUP_ESTIMATORS else 1
+
+
+def check_data(recipe: Recipe, data: Data, tokenizer: Tokenizer, context_tokens: int) -> list[Finding]:
+    """Sizes and lengths of the data set against the recipe."""
+    if len(data.train) < recipe.batch.groups_per_step:
+        raise DataError(
+            "the data set is smaller than one batch",
+            where="task, batch.groups_per_step",
+            got=f"{len(data.train)} prompts after holding {len(data.held_out)} out",
+            expected=f"at least {recipe.batch.groups_per_step} different prompts",
+            hint="make the data set larger, hold fewer problems out (evaluation.num_problems), or lower batch.groups_per_step",
+        )
+    longest = max(len(prompt.token_ids) for prompt in (*data.train, *data.held_out))
+    total = longest + recipe.sampling.max_new_tokens
+    if total > context_tokens:
+        raise RecipeError(
+            "a prompt and its response do not fit the context",
+            where="sampling.max_new_tokens",
+            got=f"{longest} + {recipe.sampling.max_new_tokens} = {total} tokens",
+            expected=f"at most {context_tokens}",
+            hint=f"set sampling.max_new_tokens to at most {max(1, context_tokens - longest)}, or shorten the prompts",
+        )
+    broken = tokenizer.round_trip(prompt.text for prompt in _probes(data.train))
+    if broken:
+        raise ModelError(
+            "the tokenizer changes the text of a prompt",
+            where="model.path",
+            got=f"{broken[0]!r} -> {tokenizer.decode(tokenizer.encode(broken[0]), keep_special=True)!r}",
+            expected="decode(encode(text)) == text",
+            hint="change prompt.template so that it uses what the tokenizer knows",
+        )
+    return [
+        Finding("data", f"{len(data.train)} prompts to train on, {len(data.held_out)} held out"),
+        Finding(
+            "lengths", f"longest prompt {longest} + response {recipe.sampling.max_new_tokens} tokens, context {context_tokens}"
+        ),
+        Finding("tokenizer", f"{min(NUM_PROBED, len(data.train))} prompts survive encoding and decoding"),
+    ]
+
+
+def check_gold_answers(recipe: Recipe, data: Data, verifier: Verifier) -> Finding:
+    """The reward must accept the answers that the task knows to be right."""
+    probes = [(prompt, gold) for prompt in _probes(data.train) if (gold := data.task.gold(prompt.item)) is not None]
+    if not probes:
+        return Finding("reward", "the task knows no right answers to try it on")
+    wrong = check_gold(verifier, probes, recipe.scoring.timeout_s)
+    if len(wrong) == len(probes):
+        raise DataError(
+            "the reward accepts none of the right answers",
+            where="reward, task",
+            got=wrong[0],
+            expected=f"at least one of {len(probes)} judged correct",
+            hint="see that the reward's answer_pattern finds the answer, and that task.gold_template writes it as the policy would",
+        )
+    detail = f"{len(probes) - len(wrong)} of {len(probes)} right answers judged correct"
+    return Finding("reward", detail + (f"; first refused: {wrong[0]}" if wrong else ""))
+
+
+def check_disk(out: Path, num_parameters: int, keep: int, free_bytes: Callable[[Path], int] | None = None) -> Finding:
+    """There must be room for the checkpoints that are kept, and one that is being written."""
+    wanted = num_parameters * CHECKPOINT_BYTES_PER_PARAMETER * (keep + 1) + (64 << 20)
+    existing = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
+    free = (free_bytes or (lambda path: shutil.disk_usage(path).free))(existing)
+    if free < wanted:
+        raise ResourceError(
+            "there is too little room on the disk",
+            where=str(out),
+            got=f"{free / 2**20:.0f} MiB free",
+            expected=f"{wanted / 2**20:.0f} MiB for {keep + 1} checkpoints",
+            hint="free some room, choose another folder (out=...), or keep fewer checkpoints (checkpoint.keep=1)",
+        )
+    return Finding("disk", f"{free / 2**30:.1f} GiB free, {wanted / 2**20:.0f} MiB wanted for checkpoints")
+
+
+def _probes(prompts: list[Prompt]) -> list[Prompt]:
+    return prompts[:: max(1, len(prompts) // NUM_PROBED)][:NUM_PROBED]

@@ -1,0 +1,257 @@
+"""The one loop: next batch -> update -> publish -> report -> maybe checkpoint -> maybe evaluate.
+
+Synchronous, partial and asynchronous runs differ only in what the schedule plans and in where the sources compute.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from april.checkpoint.journal import Journal
+from april.config.resolve import Resolved
+from april.core.errors import CheckpointError, Interrupted
+from april.core.group import Batch
+from april.core.metric import Metrics, values
+from april.core.random import stream_key
+from april.observe.report import write_report
+from april.observe.sinks import read_jsonl
+from april.observe.trace import write_trace
+from april.run.build import Parts, build, open_journal, sampling_spec
+from april.run.evaluate import Evaluation, evaluate
+from april.run.resume import START, discard_run, restore, save_checkpoint
+from april.run.summary import summarise, write_summary
+from april.run.telemetry import Telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A run that ended.
+
+    Attributes:
+        folder: everything it wrote.
+        summary: as in summary.json.
+        interrupted: whether it was asked to stop before its last step.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    interrupted: bool = False
+
+
+class StopFlag:
+    """Turns the first SIGINT or SIGTERM into a request to stop at the next event; the second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals while the body runs; outside the main thread, do nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        former = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+class Run:
+    """A run in progress.
+
+    Args:
+        resolved: its recipe.
+        resume: continue what its folder holds.
+        quiet: plain lines instead of the live view; None: no output.
+        on_step: called with each row of metrics.
+
+    Raises:
+        CheckpointError: the folder holds another run and `resume` was not asked for, or there is nothing to resume.
+    """
+
+    def __init__(
+        self,
+        resolved: Resolved,
+        *,
+        resume: bool = False,
+        quiet: bool | None = False,
+        on_step: Callable[[dict[str, Any]], None] = lambda _row: None,
+    ) -> None:
+        self.stop, self.on_step = StopFlag(), on_step
+        self.parts: Parts = build(resolved, should_stop=self.stop)
+        parts, recipe = self.parts, resolved.recipe
+        _check_folder(parts.folder, resume)
+        self.journal: Journal | None = None
+        self._missed: list[tuple[Batch, Metrics]] = []
+        if resume:
+            self.journal = restore(parts, lambda batch, metrics: self._missed.append((batch, metrics)))
+        self.telemetry = Telemetry(
+            parts.folder,
+            parts.clock,
+            title=recipe.name,
+            steps=recipe.steps,
+            first_step=parts.driver.emitted_steps,
+            decode=parts.tokenizer.decode,
+            observe=recipe.observe,
+            quiet=quiet,
+        )
+        parts.driver.watcher = self.telemetry.watcher
+        if not resume:
+            (parts.folder / "recipe.toml").write_text(resolved.to_toml())
+            self.telemetry.environment()
+            self.journal = open_journal(parts, START) if recipe.checkpoint.journal else None
+
+    def run(self) -> Result:
+        """Train to the last step, or until asked to stop."""
+        parts, telemetry = self.parts, self.telemetry
+        with self.stop.listening(), telemetry.view:
+            for batch, metrics in self._missed:
+                telemetry.trained(batch, telemetry.row(batch, parts.driver, values(metrics), {}, parts.engine.load()))
+            try:
+                if not read_jsonl(parts.folder / "evaluations.jsonl"):
+                    self.evaluate(0)
+                while parts.driver.emitted_steps < parts.recipe.steps:
+                    self._step()
+            except Interrupted:
+                return self._interrupted()
+            if telemetry_step(parts.folder) != parts.recipe.steps:
+                self.evaluate(parts.recipe.steps)
+            self._checkpoint()
+        return self._finish(interrupted=False)
+
+    def _step(self) -> None:
+        parts, telemetry, before = self.parts, self.telemetry, self.parts.engine.load()
+        driver, seconds = parts.driver, {}
+        with _timed(seconds, "rollout_s"), telemetry.timeline.span("driver", "rollout"):
+            batch = driver.next_batch()
+        with _timed(seconds, "train_s"), telemetry.timeline.span("trainer", "update"):
+            parts.trainer.submit(batch)
+            updated = driver.wait_for_update()
+        with _timed(seconds, "publish_s"), telemetry.timeline.span("driver", "publish"):
+            driver.publish(parts.trainer.weights(), updated.version, "drain")
+        if self.journal is not None:
+            self.journal.flush(fsync=parts.recipe.checkpoint.fsync)
+        row = telemetry.row(batch, driver, values(updated.metrics), seconds, before)
+        telemetry.trained(batch, row)
+        self.on_step(row)
+        done, recipe = driver.emitted_steps, parts.recipe
+        if recipe.checkpoint.every_steps and done % recipe.checkpoint.every_steps == 0 and done < recipe.steps:
+            self._checkpoint()
+        if recipe.evaluation.every_steps and done % recipe.evaluation.every_steps == 0 and done < recipe.steps:
+            self.evaluate(done)
+
+    def evaluate(self, step: int) -> list[Evaluation]:
+        """Held-out accuracy under the present weights, in every mode of the recipe; nothing may be running."""
+        parts, options = self.parts, self.parts.recipe.evaluation
+        done = []
+        for mode in options.modes:
+            self.telemetry.view.status(f"evaluating on {len(parts.data.held_out)} held-out problems, {mode}")
+            with self.telemetry.timeline.span("driver", f"evaluate {mode}"):
+                result = evaluate_parts(parts, mode)
+            self.telemetry.evaluated(result, step)
+            done.append(result)
+        self.telemetry.view.status("")
+        return done
+
+    def _checkpoint(self) -> None:
+        with self.telemetry.timeline.span("driver", "checkpoint"):
+            self.journal = save_checkpoint(self.parts, self.journal)
+
+    def _interrupted(self) -> Result:
+        self.parts.driver.park_all()
+        self._checkpoint()
+        self.telemetry.view.note(
+            f"stopped at step {self.parts.driver.emitted_steps}; `april train --resume {self.parts.folder}` goes on"
+        )
+        return self._finish(interrupted=True)
+
+    def _finish(self, interrupted: bool) -> Result:
+        parts, folder = self.parts, self.parts.folder
+        self.telemetry.close()
+        if self.journal is not None:
+            self.journal.close()
+        parts.engine.close()
+        summary = summarise(folder, parts.pool.ledger.to_dict(), parts.pool.ledger.balanced)
+        write_summary(folder, summary)
+        if parts.recipe.observe.timeline:
+            write_trace(folder / "timeline.jsonl", folder / "trace.json")
+        write_report(folder)
+        return Result(folder, summary, interrupted)
+
+
+def evaluate_parts(parts: Parts, mode: str, progress: Callable[[int], None] = lambda _done: None) -> Evaluation:
+    """Evaluate the engine's weights as the recipe says; sampled mode is at temperature 1 whatever training uses."""
+    options = parts.recipe.evaluation
+    trained = sampling_spec(parts.recipe, parts.tokenizer)
+    spec = type(trained)(
+        max_new_tokens=trained.max_new_tokens,
+        stop_token_ids=trained.stop_token_ids,
+        stop_strings=trained.stop_strings,
+        seed=stream_key(options.seed, "evaluation"),
+    )
+    return evaluate(
+        parts.engine,
+        parts.data.held_out,
+        parts.verifier,
+        parts.tokenizer.decode,
+        spec,
+        mode=mode,
+        num_samples=options.num_samples,
+        timeout_s=parts.recipe.scoring.timeout_s,
+        progress=progress,
+    )
+
+
+def telemetry_step(folder: Path) -> int | None:
+    """The step of the last evaluation written down."""
+    records = read_jsonl(folder / "evaluations.jsonl")
+    return int(records[-1]["step"]) if records else None
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+
+
+def _check_folder(folder: Path, resume: bool) -> None:
+    begun = (folder / "recipe.toml").exists()
+    if resume and not begun:
+        raise CheckpointError(
+            "there is no run to continue",
+            where=str(folder),
+            expected="a folder with recipe.toml",
+            hint="start it without --resume",
+        )
+    if begun and not resume:
+        raise CheckpointError(
+            "the folder holds a run already",
+            where=str(folder),
+            hint=f"continue it with `april train --resume {folder}`, choose another folder with out=..., or start over with --overwrite",
+        )
+
+
+def overwrite(folder: Path) -> None:
+    """Forget the run in a folder, so that a new one can begin there."""
+    discard_run(folder)
+    for name in ("recipe.toml", "metrics.jsonl", "evaluations.jsonl", "transcripts.jsonl", "timeline.jsonl", "summary.json"):
+        (folder / name).unlink(missing_ok=True)

@@ -1,0 +1,108 @@
+"""Which prompt is next: every prompt once an epoch, in an order that depends on nothing but the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from april.core.errors import CheckpointError, DataError
+from april.core.ids import GroupId
+from april.core.prompt import Prompt
+from april.core.random import permutation
+from april.core.sample import Sample
+from april.core.sampling import SamplingSpec
+
+
+class PromptSampler:
+    """Shuffled epochs over a data set. The cursor moves past a prompt only when that prompt is handed out.
+
+    Args:
+        prompts: the data set, in a fixed order.
+        seed: of the orders; each epoch has its own.
+
+    Raises:
+        DataError: for an empty data set.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], seed: int = 0) -> None:
+        if not prompts:
+            raise DataError("a data set is empty", where="task", got="no prompts", expected="at least one prompt")
+        self._prompts, self._seed = list(prompts), seed
+        self._epoch, self._position = 0, 0
+        self._order = permutation(seed, 0, len(self._prompts))
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data set so far."""
+        return self._epoch + self._position / len(self._prompts)
+
+    def next(self, count: int, is_open: Callable[[str], bool]) -> list[tuple[int, Prompt]]:
+        """The next prompts of the order, up to `count`.
+
+        It stops early at a prompt that is still being worked on, rather than change the order: a prompt comes round
+        again only at the end of an epoch, so this happens when there are fewer prompts than the run has in flight.
+
+        Args:
+            count: how many are wanted.
+            is_open: whether the prompt with this id is in the pool.
+
+        Returns:
+            (epoch, prompt) pairs; no prompt twice.
+        """
+        out: list[tuple[int, Prompt]] = []
+        taken: set[str] = set()
+        while len(out) < count:
+            self._wrap()
+            prompt = self._prompts[self._order[self._position]]
+            if prompt.id in taken or is_open(prompt.id):
+                break
+            out.append((self._epoch, prompt))
+            taken.add(prompt.id)
+            self._position += 1
+        return out
+
+    def _wrap(self) -> None:
+        if self._position == len(self._prompts):
+            self._epoch, self._position = self._epoch + 1, 0
+            self._order = permutation(self._seed, self._epoch, len(self._prompts))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor, and the size of the data set that it belongs to."""
+        return {"epoch": self._epoch, "position": self._position, "num_prompts": len(self._prompts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to a saved cursor.
+
+        Raises:
+            CheckpointError: when the data set has another size than the one that the cursor belongs to.
+        """
+        epoch, position, size = int(state["epoch"]), int(state["position"]), int(state["num_prompts"])
+        if size != len(self._prompts) or not 0 <= position <= size or epoch < 0:
+            raise CheckpointError(
+                "a prompt cursor belongs to another data set",
+                where="prompt cursor",
+                got=f"epoch {epoch}, position {position} of {size} prompts",
+                expected=f"a cursor over {len(self._prompts)} prompts",
+                hint="resume with the data set of the run, or start a new run from its weights",
+            )
+        self._epoch, self._position = epoch, position
+        self._order = permutation(self._seed, epoch, size)
+
+
+def new_group(serial: int, epoch: int, prompt: Prompt, spec: SamplingSpec, group_size: int) -> tuple[Sample, ...]:
+    """The empty samples of one group.
+
+    Args:
+        serial: order of issue in the run.
+        epoch: from the sampler.
+        prompt: what all members answer.
+        spec: frozen into each member.
+        group_size: number of members.
+
+    Raises:
+        DataError: for a group without members.
+    """
+    if group_size < 1:
+        raise DataError("a group needs members", where="rollout.group_size", got=group_size, expected="at least 1")
+    group = GroupId(serial, epoch, prompt.id)
+    return tuple(Sample(group.member(index), prompt, spec) for index in range(group_size))

@@ -1,0 +1,1 @@
+"""Contract kits that a plug-in's author runs, and toy models for tests."""

@@ -1,0 +1,1 @@
+"""From groups to the next version of the weights."""

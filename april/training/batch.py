@@ -1,0 +1,117 @@
+"""Groups -> columns over packed response tokens, and the sequences that the model reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from april.algorithms.columns import Layout, TokenBatch
+from april.core.errors import DataError
+from april.core.group import Batch, Group, Reward
+from april.core.ids import NO_VERSION, SampleId
+from april.core.sample import Sample
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """The rewarded members of a batch. Failed members give no tokens and count in no statistic.
+
+    Attributes:
+        step: number of the update, for messages.
+        samples: S of them, in the order of the layout.
+        rewards: S of them, as judged.
+        tokens: columns (N,) on the CPU; floating ones in float64, so that statistics are exact.
+        num_failed: members without a reward.
+    """
+
+    step: int
+    samples: tuple[Sample, ...]
+    rewards: tuple[Reward, ...]
+    tokens: TokenBatch
+    num_failed: int
+
+    def ids(self, samples: torch.Tensor) -> list[SampleId]:
+        """Names of some samples, for messages."""
+        return [self.samples[index].id for index in samples.tolist()]
+
+
+def assemble(batch: Batch, groups: tuple[Group, ...] | None = None) -> TrainingBatch:
+    """The columns of a batch.
+
+    Args:
+        batch: what to train on.
+        groups: used in place of the batch's own, after composers changed them.
+
+    Raises:
+        DataError: a sample that cannot be trained on (greedy, truncated sampling, newer than the batch, empty).
+    """
+    groups = batch.groups if groups is None else groups
+    members = [(index, sample, reward) for index, group in enumerate(groups) for sample, reward in group.rewarded]
+    for _, sample, _ in members:
+        _check_trainable(sample, batch.version)
+    samples = tuple(sample for _, sample, _ in members)
+    lengths = torch.tensor([len(sample) for sample in samples], dtype=torch.int64)
+    layout = Layout(
+        offsets=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
+        group_of_sample=torch.tensor([index for index, _, _ in members], dtype=torch.int64),
+        num_groups=len(groups),
+    )
+    rewards = tuple(reward for _, _, reward in members)
+    return TrainingBatch(
+        step=batch.step,
+        samples=samples,
+        rewards=rewards,
+        tokens=TokenBatch(layout, _columns(batch, samples, rewards, layout)),
+        num_failed=sum(not isinstance(outcome, Reward) for group in groups for outcome in group.outcomes),
+    )
+
+
+def _columns(batch: Batch, samples: tuple[Sample, ...], rewards: tuple[Reward, ...], layout: Layout) -> dict[str, torch.Tensor]:
+    versions = _packed([sample.versions for sample in samples], np.int64)
+    mask = _packed([sample.loss_mask for sample in samples], np.bool_)
+    lag = torch.where(versions == NO_VERSION, torch.zeros_like(versions), batch.version - versions)
+    fresh = torch.ones_like(mask) if batch.max_token_lag is None else lag <= batch.max_token_lag
+    temperature = torch.tensor([sample.spec.temperature for sample in samples], dtype=torch.float64)
+    reward = torch.tensor([reward.value for reward in rewards], dtype=torch.float64)
+    columns = {
+        "token_ids": _packed([sample.token_ids for sample in samples], np.int64),
+        "mask": mask,
+        "trained": mask & fresh,
+        "behaviour": _packed([sample.behaviour_logprobs for sample in samples], np.float64),
+        "temperature": layout.spread(temperature),
+        "lag": lag,
+        "reward": layout.spread(reward),
+    }
+    if any(sample.entropies is not None for sample in samples):
+        unknown = [np.full(len(sample), np.nan) if sample.entropies is None else sample.entropies for sample in samples]
+        columns["entropy"] = _packed(unknown, np.float64)
+    return columns
+
+
+def _packed(pieces: list[np.ndarray], dtype: type[np.generic]) -> torch.Tensor:
+    packed = np.concatenate(pieces) if pieces else np.zeros(0)
+    return torch.from_numpy(packed.astype(dtype))
+
+
+def _check_trainable(sample: Sample, version: int) -> None:
+    where, spec = str(sample.id), sample.spec
+    if len(sample) == 0:
+        raise DataError("a rewarded sample has no tokens", where=where)
+    if spec.temperature <= 0:
+        raise DataError("greedy samples cannot be trained on", where=where, got="temperature 0", expected="above 0")
+    if spec.truncates:
+        raise DataError(
+            "training on truncated sampling is refused unless the kept set is stored",
+            where=where,
+            got=f"top_p {spec.top_p}, top_k {spec.top_k}",
+            expected="top_p 1 and top_k 0",
+        )
+    versions = sample.versions
+    if (versions > version).any():
+        raise DataError(
+            "a token is newer than the weights it trains", where=where, got=int(versions.max()), expected=f"<= {version}"
+        )
+    if (sample.loss_mask & (versions == NO_VERSION)).any():
+        raise DataError("a token that no policy sampled cannot be trained on", where=where, expected="loss_mask False")

@@ -1,0 +1,70 @@
+"""Options of the trainer and of the warm start. No torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from april.config.schema import Config
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+class OptimizerConfig(Config):
+    """AdamW (Loshchilov and Hutter 2019) and its learning rate over time."""
+
+    lr: float = Field(1e-6, gt=0, description="peak learning rate")
+    schedule: Schedule = Field("constant", description="what follows the warm-up: constant, or a linear or cosine fall")
+    warmup_steps: int = Field(0, ge=0, description="updates over which the rate rises linearly")
+    min_lr_fraction: float = Field(0.0, ge=0, le=1, description="fraction of the peak that a falling schedule ends with")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the first and second moments")
+    eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled decay of matrices; norms and biases have none")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+
+
+class TrainerConfig(OptimizerConfig):
+    """How one batch of groups becomes one update."""
+
+    micro_batch_tokens: int = Field(16384, ge=1, description="prompt and response tokens that go through the model at once")
+    num_optimizer_steps: int = Field(
+        1, ge=1, description="mini-batches, each with its own optimiser step, that a batch is cut into"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute layers in the backward pass to save memory")
+    dtype: Literal["auto", "float32", "float64"] = Field("auto", description="of the weights; auto is float32")
+    autocast: bool = Field(True, description="run forwards in bfloat16 where there is a CUDA device")
+    entropy: bool = Field(False, description="measure exact entropies of the policy being trained; costs one more softmax")
+    skip_zero_advantage: bool = Field(
+        True, description="leave out samples whose loss is exactly 0, such as those of constant groups"
+    )
+    nonfinite: Literal["raise", "skip"] = Field("raise", description="what a loss or gradient that is not finite does")
+
+
+class SupervisedConfig(OptimizerConfig):
+    """Warm start: next-token training on worked completions."""
+
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="decay of the first and second moments")
+    schedule: Schedule = Field("cosine", description="what follows the warm-up: constant, or a linear or cosine fall")
+    num_steps: int = Field(ge=1, description="optimiser steps")
+    batch_size: int = Field(64, ge=1, description="completions in each step")
+    micro_batch_tokens: int = Field(16384, ge=1, description="prompt and completion tokens that go through the model at once")
+    seed: int = Field(0, description="order of the examples")
+
+
+def learning_rate(config: OptimizerConfig, step: int, total_steps: int | None) -> float:
+    """The learning rate of update `step`, from 0.
+
+    lr * min(1, (step + 1) / warmup) during the warm-up; then, with x in [0, 1) the part of the remaining updates that is done,
+    lr * (m + (1 - m) * f(x)) with f = 1 - x (linear) or (1 + cos(pi x)) / 2,
+    and m the fraction that is left at the end.
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant" or total_steps is None:
+        return config.lr
+    x = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
+    falling = 1 - x if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * x))
+    return config.lr * (config.min_lr_fraction + (1 - config.min_lr_fraction) * falling)

@@ -1,0 +1,111 @@
+"""What an update reports; sums carry their counts, so parts merge exactly."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from april.algorithms.columns import TokenBatch, group_moments
+from april.algorithms.losses.compose import Loss
+from april.algorithms.losses.penalties import k3_estimate
+from april.algorithms.losses.weights import log_weight
+from april.core.metric import Max, Mean, Metrics, Sum
+from april.training.batch import TrainingBatch
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Mean:
+    """Mean of `values` (N,) where `mask`."""
+    return Mean(float(torch.where(mask, values, torch.zeros_like(values)).sum(dtype=torch.float64)), float(mask.sum()))
+
+
+def masked_max(values: Tensor, mask: Tensor) -> Max:
+    """Largest of `values` (N,) where `mask`; nan when there is none."""
+    inside = values[mask]
+    return Max(float(inside.max())) if len(inside) else Max()
+
+
+def batch_metrics(batch: TrainingBatch, tokens: TokenBatch) -> Metrics:
+    """Rewards, lengths, credit and staleness of a batch.
+
+    Args:
+        batch: as judged.
+        tokens: with credit; its "reward" has gone through the reward transforms.
+    """
+    mask, lag, advantage = tokens["mask"], tokens["lag"], tokens["advantage"]
+    lengths = tokens.layout.lengths.to(torch.float64)
+    metrics: Metrics = {
+        "reward_mean": Mean(float(sum(reward.value for reward in batch.rewards)), len(batch.rewards)),
+        "reward_correct": Mean(float(sum(reward.correct for reward in batch.rewards)), len(batch.rewards)),
+        "response_tokens_mean": Mean(float(lengths.sum()), len(lengths)),
+        "response_tokens_max": Max(float(lengths.max())) if len(lengths) else Max(),
+        "num_samples": Sum(len(batch.samples)),
+        "num_failed_samples": Sum(batch.num_failed),
+        "num_tokens_trained": Sum(float(tokens["trained"].sum())),
+        "zero_variance_fraction": _zero_variance(tokens),
+        "advantage_mean": masked_mean(advantage, mask),
+        "advantage_abs_mean": masked_mean(advantage.abs(), mask),
+        "advantage_abs_max": masked_max(advantage.abs(), mask),
+        "stale_fraction": masked_mean((lag > 0).double(), mask),
+        "too_stale_fraction": masked_mean((~tokens["trained"]).double(), mask),
+        "lag_mean": masked_mean(lag.double(), mask),
+        "lag_max": masked_max(lag.double(), mask),
+        # -log p of a sampled token is an unbiased estimate of the entropy of the distribution it came from
+        "entropy_estimate": masked_mean(-tokens["behaviour"], mask),
+    }
+    if "entropy" in tokens:
+        metrics["sampling_entropy"] = masked_mean(tokens["entropy"], mask & ~tokens["entropy"].isnan())
+    return metrics
+
+
+def _zero_variance(tokens: TokenBatch) -> Mean:
+    layout = tokens.layout
+    if layout.num_samples == 0:
+        return Mean()
+    reward = layout.first(tokens["reward"])
+    _, squares, count = group_moments(reward, layout)
+    constant = layout.group_sum((squares <= 1e-24 * count).double() / count)
+    return Mean(float((constant > 0.5).sum()), float((layout.group_sum(torch.ones_like(reward)) > 0).sum()))
+
+
+def loss_metrics(loss: Loss, tokens: TokenBatch, entropies: Tensor | None) -> Metrics:
+    """Ratios, corrections and train/engine mismatch over the trained tokens of a micro-batch.
+
+    `mismatch_*` compare trainer and engine on tokens that both evaluate under the same weights (lag 0).
+    """
+    trained = tokens["trained"]
+    moved = loss.current - loss.proximal
+    metrics: Metrics = {
+        "clip_fraction": masked_mean(loss.clipped.double(), trained),
+        "ratio_mean": masked_mean(loss.log_ratio.exp(), trained),
+        "ratio_max": masked_max(loss.log_ratio.exp(), trained),
+        "kl_proximal": masked_mean(k3_estimate(-moved), trained),
+    }
+    log_w = log_weight(tokens.with_columns(proximal=loss.proximal))
+    fresh = trained & (tokens["lag"] == 0)
+    metrics |= {
+        "mismatch_abs_mean": masked_mean(log_w.abs(), fresh),
+        "mismatch_abs_max": masked_max(log_w.abs(), fresh),
+        "mismatch_kl": masked_mean(k3_estimate(-log_w), fresh),
+        "weight_mean": masked_mean(loss.weight, trained),
+        "weight_square_mean": masked_mean(loss.weight.double().square(), trained),
+        "weight_changed_fraction": masked_mean(_changed(loss.weight, log_w).double(), trained),
+    }
+    if "reference" in tokens:
+        metrics["kl_reference"] = masked_mean(k3_estimate(loss.current - tokens["reference"]), trained)
+    if entropies is not None:
+        metrics["entropy"] = masked_mean(entropies.detach(), trained)
+    return metrics
+
+
+def _changed(weight: Tensor, log_w: Tensor) -> Tensor:
+    """Where the correction is not the plain importance weight: truncated, masked, or of another level."""
+    plain = log_w.exp()
+    return (weight - plain).abs() > 1e-6 * plain
+
+
+def effective_samples(metrics: Metrics) -> Metrics:
+    """Kish's effective sample size of the corrections: (sum w)^2 / sum w^2 over the number of tokens."""
+    mean, square = metrics.get("weight_mean"), metrics.get("weight_square_mean")
+    if not isinstance(mean, Mean) or not isinstance(square, Mean) or square.total <= 0:
+        return {}
+    return {"weight_ess_fraction": Mean(mean.total**2 / square.total, mean.count)}
