@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -91,12 +92,9 @@ def uniform(key: int, position: int) -> float:
 
 def prompt_order(problems: Sequence[Problem], seed: int) -> Iterator[tuple[int, Problem]]:
     """(epoch, problem) without end, each epoch in its own order."""
-    epoch = 0
-    while True:
+    for epoch in itertools.count():
         generator = np.random.Generator(np.random.PCG64(stream_key(seed, "order", epoch)))
-        for index in generator.permutation(len(problems)):
-            yield epoch, problems[int(index)]
-        epoch += 1
+        yield from ((epoch, problems[int(index)]) for index in generator.permutation(len(problems)))
 
 
 # ---------------------------------------------------------------------------------------------- sampling
@@ -168,8 +166,7 @@ def grpo_loss(current: Tensor, proximal: Tensor, advantages: Tensor, mask: Tenso
         advantages: (B,).
         mask: (B, T), True on response tokens.
     """
-    ratio = (current - proximal).exp()
-    credit = advantages[:, None]
+    ratio, credit = (current - proximal).exp(), advantages[:, None]
     loss = torch.maximum(-credit * ratio, -credit * ratio.clamp(low, high))
     per_response = torch.where(mask, loss, 0.0).sum(1) / mask.sum(1)
     return per_response.mean()
@@ -206,23 +203,15 @@ def update(model: Any, optimizer: torch.optim.Optimizer, step: Step, options: Op
     optimizer.step()
 
 
-def make_optimizer(model: Any, options: Options) -> torch.optim.Optimizer:
-    """AdamW without weight decay."""
-    return torch.optim.AdamW(model.parameters(), lr=options.lr, betas=options.betas, eps=options.adam_eps, weight_decay=0.0)
-
-
 def train(
     model: Any, problems: Sequence[Problem], reward: Callable[[Problem, list[int]], float], options: Options
 ) -> Iterator[Step]:
     """The loop; yields every step when it is done. The model's weights change in place."""
     model.eval()
-    optimizer, order, serial = make_optimizer(model, options), prompt_order(problems, options.seed), 0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, betas=options.betas, eps=options.adam_eps, weight_decay=0.0)
+    work = ((serial, epoch, problem) for serial, (epoch, problem) in enumerate(prompt_order(problems, options.seed)))
     for _ in range(options.steps):
-        chosen = []
-        for _ in range(options.prompts_per_step):
-            epoch, problem = next(order)
-            chosen.append((serial, epoch, problem))
-            serial += 1
+        chosen = list(itertools.islice(work, options.prompts_per_step))
         step = collect(model, chosen, reward, options)
         update(model, optimizer, step, options)
         yield step
@@ -240,8 +229,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--prompt", default="{metadata[expression]}", help="template over the fields of a problem")
     arguments = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
+    tokenizer, model = (kind.from_pretrained(arguments.model) for kind in (AutoTokenizer, AutoModelForCausalLM))
     data = reasoning_gym.create_dataset("chain_sum", seed=1, size=2000, min_terms=4, max_terms=9, min_digits=1, max_digits=1)
     problems = [Problem(str(i), tokenizer.encode(arguments.prompt.format(**item)), item) for i, item in enumerate(data)]
 
@@ -251,7 +239,7 @@ def main() -> None:
 
     options = Options(steps=arguments.steps, lr=arguments.lr, eos_ids=(int(tokenizer.eos_token_id),))
     for number, step in enumerate(train(model, problems, reward, options)):
-        lengths = [len(response.token_ids) for responses in step.responses for response in responses]
+        lengths = [len(response.token_ids) for group in step.responses for response in group]
         print(
             f"step {number}  reward {np.mean(step.rewards):.3f}  tokens {np.mean(lengths):.0f}  |grad| {step.grad_norm:.2f}",
             flush=True,

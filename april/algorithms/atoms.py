@@ -24,10 +24,11 @@ whole samples of it (a micro-batch) for the rest.
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, create_model
 
 from april.config.schema import Config
 from april.core.errors import RecipeError, nearest
@@ -86,6 +87,44 @@ def register(slot: str, name: str, config: type[Atom], function: str | Callable[
     if taken is not None and taken != Entry(config, function):
         raise RecipeError("two atoms have one name", where=f"algorithm.{slot}", got=name, expected="a new name")
     SLOTS[slot][name] = Entry(config, function)
+
+
+def atom(slot: str, name: str, *, requires: frozenset[str] = frozenset()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a function an atom; its keyword-only parameters become the typed options.
+
+        @april.atom("surrogate", "soft_clip")
+        def soft_clip(log_ratio, current, advantage, bounds, *, width: float = 0.2): ...
+
+    Afterwards a recipe may say `surrogate = { type = "soft_clip", width = 0.1 }`. Registering the name again replaces it,
+    as happens when a notebook's cell runs twice.
+
+    Args:
+        slot: which part of an algorithm it fills; the module's docstring says what each slot's function gets and returns.
+        name: its `type`.
+        requires: columns that the trainer must provide.
+
+    Raises:
+        RecipeError: unknown slot, or an option without annotation.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        options: dict[str, Any] = {}
+        for option in inspect.signature(function, eval_str=True).parameters.values():
+            if option.kind is not option.KEYWORD_ONLY:
+                continue
+            if option.annotation is option.empty:
+                raise RecipeError(
+                    "an option needs a type", where=f"{function.__name__}({option.name})", expected="such as width: float = 0.2"
+                )
+            options[option.name] = (option.annotation, ... if option.default is option.empty else option.default)
+        config = create_model(name, __base__=Atom, __doc__=function.__doc__ or name, type=(Literal[name], Field(name)), **options)  # type: ignore[valid-type]
+        config.requires = frozenset(requires)
+        if slot in SLOTS:
+            SLOTS[slot].pop(name, None)
+        register(slot, name, config, function)
+        return function
+
+    return decorate
 
 
 def function_of(slot: str, atom: Atom) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,7 +120,8 @@ class Policy:
         from transformers import AutoModelForCausalLM
 
         try:
-            module: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype)
+            with _no_progress_bars():
+                module: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(
                 "the policy cannot be loaded",
@@ -151,7 +152,8 @@ class Policy:
 
     def save(self, folder: str | Path, tokenizer: Any = None) -> None:
         """Write an ordinary Hugging Face folder, with the tokenizer where one is given."""
-        self.module.save_pretrained(str(folder))
+        with _no_progress_bars():
+            self.module.save_pretrained(str(folder))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder))
 
@@ -181,12 +183,12 @@ class Policy:
             raise DataError(
                 "greedy samples cannot be trained on", where="temperature", got=float(temperatures.min()), expected="above 0"
             )
-        sequences = sequences.to(self.device)
+        sequences, temperatures = sequences.to(self.device), temperatures.to(self.device)
         context = torch.autocast("cuda", torch.bfloat16) if self._autocast else nullcontext()
         with context:
-            hidden = self._hidden(sequences)[sequences.rows]
+            hidden, targets = self._hidden(sequences)[sequences.rows], sequences.targets
             parts = [
-                self._chunk(hidden[rows], sequences.targets[rows], temperatures.to(self.device)[rows], entropy, last)
+                self._chunk(hidden[rows], targets[rows], temperatures[rows], entropy, last)
                 for rows, last in self._chunks(len(sequences.rows))
             ]
         if not parts:
@@ -237,6 +239,20 @@ class Policy:
         logits = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         cap = getattr(config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep the library's own bars out of our terminal."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _checkpoint_layers(module: Any) -> None:

@@ -11,6 +11,7 @@ from april.observe.report import idle_share, write_page
 from april.observe.report_data import Points, RunData, finite, load_run, points
 from april.observe.report_page import note, page, plots, section, table
 from april.observe.report_plots import SECONDS, STEPS, WIDE, Axis, Line, bar_chart, line_chart
+from april.observe.statistics import mean_interval
 from april.observe.words import MISSING, duration, number, percent
 
 Runs = Mapping[str, Sequence[RunData]]
@@ -19,11 +20,6 @@ Value = Callable[[RunData], float | None]
 FRACTION = Axis(style=lambda value: percent(value, 0), low=0.0, exact=percent)
 COLOURS, DASHES = ("c1", "c2", "c3", "c4", "c5", "c6"), ("solid", "dash", "dot")
 GRID = 60
-STUDENT_T_975 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-"""0.975 quantiles of Student's t for 1 to 30 degrees of freedom."""
 
 
 def write_comparison(runs: Mapping[str, Sequence[Path]], out: Path) -> Path:
@@ -45,19 +41,6 @@ def write_comparison(runs: Mapping[str, Sequence[Path]], out: Path) -> Path:
 def comparison_rows(runs: Mapping[str, Sequence[Path]]) -> list[list[str]]:
     """The table of the page as texts: a head, then a row for each name; for a terminal or a README."""
     return _rows({name: [load_run(Path(folder)) for folder in folders] for name, folders in runs.items()})
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95 % interval by Student's t; the half-width of a single value is nan.
-
-    Raises:
-        statistics.StatisticsError: there are no values.
-    """
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, math.nan
-    quantile = STUDENT_T_975[min(len(values) - 1, len(STUDENT_T_975)) - 1]
-    return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def mean_curve(curves: Sequence[Points], grid: int = GRID) -> Points:
@@ -188,8 +171,9 @@ def _cell(values: Sequence[float | None], style: Callable[[object], str]) -> str
     known = [value for value in values if value is not None]
     if not known:
         return MISSING
-    mean, half = mean_interval(known)
-    text = style(mean) if math.isnan(half) else _plus_minus(style(mean), style(half))
+    estimate = mean_interval(known)
+    mean, half = estimate.value, estimate.high - estimate.value
+    text = style(mean) if math.isinf(half) else _plus_minus(style(mean), style(half))
     return text if len(known) == len(values) else f"{text} ({len(known)} of {len(values)})"
 
 

@@ -212,12 +212,13 @@ class Driver:
         """Take events until every sample is out of the engine: an abort is a request until its event has come."""
         wanted = set(samples)
         while wanted & self.pool.running.keys():
-            if self.engine.ready_at() is None:
+            if (ready_s := self.engine.ready_at()) is None:
                 raise EngineError(
                     "an engine did not confirm an abort",
                     got=f"{self.engine.load().running} running",
                     expected="one event for each sample",
                 )
+            self.clock.wait_until(ready_s)
             for event in self.engine.poll():
                 self._apply(event)
 
@@ -264,8 +265,8 @@ class Driver:
                 self._updated = event
 
     def _retry_or_fail(self, event: Broken) -> None:
-        if self.pool.groups[event.id.group].starts[event.id.member] <= self.max_retries:
-            self.pool.park(event.id, None)
+        if self.pool.losses(event.id) < self.max_retries:
+            self.pool.lose(event.id)
         else:
             self._settle(self.pool.fail(event.id, event.reason))
 

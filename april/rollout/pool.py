@@ -32,6 +32,7 @@ class GroupState:
 
     __slots__ = (
         "id",
+        "losses",
         "oldest_version",
         "outcomes",
         "prompt",
@@ -40,7 +41,6 @@ class GroupState:
         "samples",
         "scoring",
         "spec",
-        "starts",
         "waiting",
     )
 
@@ -51,7 +51,7 @@ class GroupState:
         self.waiting = set(range(size))
         self.running: set[int] = set()
         self.scoring: set[int] = set()
-        self.starts = dict.fromkeys(range(size), 0)
+        self.losses = dict.fromkeys(range(size), 0)
         self.oldest_version: Version | None = None
         self.ready = False
 
@@ -74,7 +74,7 @@ class Pool:
     """Every open sample, and counts of all that have ended.
 
     Args:
-        listener: told of each transition as (name, arguments) before it is applied; the journal.
+        listener: told of each transition as (name, arguments) once it has been made; the journal.
     """
 
     def __init__(self, listener: Listener | None = None) -> None:
@@ -105,6 +105,10 @@ class Pool:
         """Whether a group of this prompt is open, so that it must not be issued again yet."""
         return self._open_prompts.get(prompt, 0) > 0
 
+    def losses(self, sample: SampleId) -> int:
+        """How often an open sample lost its engine."""
+        return self._state(sample).losses[sample.member]
+
     def waiting_groups(self, limit: int | None = None) -> tuple[GroupId, ...]:
         """Groups with samples to start, the oldest first."""
         return tuple(self._waiting[:limit])
@@ -126,10 +130,10 @@ class Pool:
     def issue(self, epoch: int, prompt: Prompt, spec: SamplingSpec, size: int) -> GroupId:
         """Create a group of `size` empty samples of a prompt that has no open group."""
         group = GroupId(self.next_serial, epoch, prompt.id)
-        self.listener("issue", {"group": group, "prompt": prompt, "spec": spec, "size": size})
         self.next_serial += 1
         self.ledger.issue(size)
         self.add_group(GroupState(group, prompt, spec, size), [Status.FRESH] * size, None)
+        self.listener("issue", {"group": group, "prompt": prompt, "spec": spec, "size": size})
         return group
 
     def add_group(self, state: GroupState, statuses: Sequence[Status], oldest_version: Version | None) -> None:
@@ -152,53 +156,53 @@ class Pool:
     def start(self, samples: Iterable[SampleId], version: Version) -> list[Sample]:
         """Mark samples as submitted to an engine that serves `version`."""
         ids = list(samples)
-        self.listener("start", {"samples": ids, "version": version})
         for sample in ids:
             state = self._state(sample)
             self._move(sample, Status.RUNNING)
             state.waiting.discard(sample.member)
             self._activity(state, functools.partial(state.running.add, sample.member))
-            state.starts[sample.member] += 1
             self.running[sample] = None
             if state.oldest_version is None:
                 self._age(state, version)
             if not state.waiting:
                 self._remove_waiting(state.id)
+        self.listener("start", {"samples": ids, "version": version})
         return [self[sample] for sample in ids]
 
     def progress(self, sample: SampleId, segment: Segment) -> None:
         """Append tokens of a running sample."""
-        self.listener("progress", {"sample": sample, "segment": segment})
         state = self._running_state(sample)
         self._append(state, sample, segment)
+        self.listener("progress", {"sample": sample, "segment": segment})
 
     def park(self, sample: SampleId, segment: Segment | None) -> None:
         """A running sample was stopped; it keeps its tokens and waits."""
-        self.listener("park", {"sample": sample, "segment": segment})
         state = self._running_state(sample)
         if segment is not None:
             self._append(state, sample, segment)
-        self._move(sample, Status.PARKED)
-        self._leave_engine(state, sample)
-        state.waiting.add(sample.member)
-        self._add_waiting(state.id)
-        if not state.running and not any(len(s) for s in state.samples.values()):
-            self._age(state, None)
+        self._wait(state, sample)
+        self.listener("park", {"sample": sample, "segment": segment})
+
+    def lose(self, sample: SampleId) -> None:
+        """The engine of a running sample is gone; it keeps the tokens that were reported and waits; the loss is counted."""
+        state = self._running_state(sample)
+        state.losses[sample.member] += 1
+        self._wait(state, sample)
+        self.listener("lose", {"sample": sample})
 
     def finish(self, sample: SampleId, segment: Segment | None, stop: Stop) -> Sample:
         """A running sample ended by itself and goes to its reward."""
-        self.listener("finish", {"sample": sample, "segment": segment, "stop": stop})
         state = self._running_state(sample)
         if segment is not None:
             self._append(state, sample, segment)
         state.samples[sample.member] = state.samples[sample.member].finished(stop)
         self._move(sample, Status.SCORING)
         self._leave_engine(state, sample, scoring=True)
+        self.listener("finish", {"sample": sample, "segment": segment, "stop": stop})
         return state.samples[sample.member]
 
     def judge(self, sample: SampleId, outcome: Outcome) -> GroupState:
         """A finished sample has its reward, or failed to get one."""
-        self.listener("judge", {"sample": sample, "outcome": outcome})
         state = self._state(sample)
         if isinstance(outcome, Failure):
             self._move(sample, Status.FAILED, outcome.reason)
@@ -206,11 +210,11 @@ class Pool:
             self._move(sample, Status.READY)
         self._activity(state, functools.partial(state.scoring.discard, sample.member))
         state.outcomes[sample.member] = outcome
+        self.listener("judge", {"sample": sample, "outcome": outcome})
         return state
 
     def fail(self, sample: SampleId, reason: str) -> GroupState:
         """A waiting or running sample can never finish."""
-        self.listener("fail", {"sample": sample, "reason": reason})
         state = self._state(sample)
         running = self.status[sample] is Status.RUNNING
         self._move(sample, Status.FAILED, reason)
@@ -220,17 +224,17 @@ class Pool:
         if not state.waiting:
             self._remove_waiting(state.id)
         state.outcomes[sample.member] = Failure(reason)
+        self.listener("fail", {"sample": sample, "reason": reason})
         return state
 
     def keep(self, group: GroupId) -> None:
         """A complete group passed the filters: it is ready, behind those that completed before."""
-        self.listener("keep", {"group": group})
         self._complete(group).ready = True
         self.ready[group] = None
+        self.listener("keep", {"group": group})
 
     def drop(self, group: GroupId, end: Status, reason: str) -> None:
         """End all members of a group that is not running: filtered, evicted or failed."""
-        self.listener("drop", {"group": group, "end": end, "reason": reason})
         state = self.groups[group]
         if state.active:
             raise LedgerError("a group that is running cannot be dropped", where=str(group), expected="park it first")
@@ -239,11 +243,11 @@ class Pool:
             if self.status[sample] is not Status.FAILED:
                 self._move(sample, end, reason)
         self._forget(state)
+        self.listener("drop", {"group": group, "end": end, "reason": reason})
 
     def emit(self, groups: Iterable[GroupId], max_token_lag: int | None = None) -> tuple[Group, ...]:
         """Hand ready groups to the trainer, the oldest first; the bound is only written down, to make the same batch again."""
         ids = sorted(groups)
-        self.listener("emit", {"groups": ids, "max_token_lag": max_token_lag})
         out = []
         for group in ids:
             if group not in self.ready:
@@ -255,17 +259,18 @@ class Pool:
             self.training[group] = finished
             self._forget(state, keep_status=True)
             out.append(finished)
+        self.listener("emit", {"groups": ids, "max_token_lag": max_token_lag})
         return tuple(out)
 
     def trained(self) -> None:
         """The update that used the emitted groups is done."""
-        self.listener("trained", {})
         for finished in self.training.values():
             for sample, _ in finished.rewarded:
                 self._move(sample.id, Status.TRAINED)
             for sample in finished.samples:
                 del self.status[sample.id]
         self.training.clear()
+        self.listener("trained", {})
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -316,6 +321,14 @@ class Pool:
 
         self._activity(state, change)
         del self.running[sample]
+
+    def _wait(self, state: GroupState, sample: SampleId) -> None:
+        self._move(sample, Status.PARKED)
+        self._leave_engine(state, sample)
+        state.waiting.add(sample.member)
+        self._add_waiting(state.id)
+        if not state.running and not any(len(s) for s in state.samples.values()):
+            self._age(state, None)
 
     def _add_waiting(self, group: GroupId) -> None:
         at = bisect.bisect_left(self._waiting, group)

@@ -9,7 +9,7 @@ from april.core.ids import GroupId
 from april.rollout.pool import WAITING, GroupState, Pool
 from april.rollout.view import Status
 
-REPLAYED = frozenset({"issue", "start", "progress", "park", "finish", "judge", "fail", "keep", "drop", "emit", "trained"})
+REPLAYED = frozenset({"issue", "start", "progress", "park", "lose", "finish", "judge", "fail", "keep", "drop", "emit", "trained"})
 
 
 def pool_state(pool: Pool) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def _group_state(pool: Pool, state: GroupState) -> dict[str, Any]:
         "samples": [state.samples[member] for member in members],
         "status": [str(pool.status[state.id.member(member)]) for member in members],
         "outcomes": dict(state.outcomes),
-        "starts": dict(state.starts),
+        "losses": dict(state.losses),
         "oldest_version": state.oldest_version,
     }
 
@@ -62,7 +62,7 @@ def _load_group(pool: Pool, entry: dict[str, Any]) -> None:
     group: GroupId = entry["group"]
     state = GroupState(group, entry["prompt"], entry["spec"], len(entry["samples"]))
     state.samples = dict(enumerate(entry["samples"]))
-    state.outcomes, state.starts = dict(entry["outcomes"]), dict(entry["starts"])
+    state.outcomes, state.losses = dict(entry["outcomes"]), dict(entry["losses"])
     statuses = [Status(status) for status in entry["status"]]
     state.waiting = {member for member, status in enumerate(statuses) if status in WAITING}
     pool.add_group(state, statuses, entry["oldest_version"])

@@ -24,6 +24,7 @@ from april.core.sampling import SamplingSpec
 from april.engines.base import Engine
 from april.models.policy import Policy
 from april.rewards.base import Verifier
+from april.rewards.build import build_reward
 from april.rewards.runner import RewardRunner
 from april.rollout.driver import Driver, GroupFilter, Watcher
 from april.rollout.pool import Pool
@@ -140,11 +141,18 @@ def build_engine(recipe: Recipe, policy: Policy, tokenizer: Tokenizer, clock: Cl
     return make(policy.module, tokenizer=tokenizer, clock=clock, config=recipe.engine)  # type: ignore[no-any-return]
 
 
-def build(resolved: Resolved, *, watcher: Watcher | None = None, should_stop: Callable[[], bool] = lambda: False) -> Parts:
+def build(
+    resolved: Resolved,
+    *,
+    reward: Callable[..., Any] | None = None,
+    watcher: Watcher | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Parts:
     """Check and wire up a run; nothing is generated, trained or written.
 
     Args:
         resolved: the recipe.
+        reward: judges in place of the recipe's reward.
         watcher: told of every event.
         should_stop: asked between events.
 
@@ -157,7 +165,7 @@ def build(resolved: Resolved, *, watcher: Watcher | None = None, should_stop: Ca
     policy, tokenizer = load_policy(recipe)
     context = context_tokens(policy)
     data = load_data(recipe, tokenizer, context)
-    verifier = verifier_of(recipe, data.task)
+    verifier = build_reward(reward) if reward is not None else verifier_of(recipe, data.task)
     findings += [*check_data(recipe, data, tokenizer, context), check_gold_answers(recipe, data, verifier)]
     reference = load_policy(recipe, recipe.model.reference)[0] if "reference" in recipe.algorithm.requires else None
     engine = build_engine(recipe, policy, tokenizer, clock)

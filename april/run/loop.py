@@ -82,6 +82,7 @@ class Run:
         resume: continue what its folder holds.
         quiet: plain lines instead of the live view; None: no output.
         on_step: called with each row of metrics.
+        reward: judges in place of the recipe's reward.
 
     Raises:
         CheckpointError: the folder holds another run and `resume` was not asked for, or there is nothing to resume.
@@ -94,9 +95,10 @@ class Run:
         resume: bool = False,
         quiet: bool | None = False,
         on_step: Callable[[dict[str, Any]], None] = lambda _row: None,
+        reward: Callable[..., Any] | None = None,
     ) -> None:
         self.stop, self.on_step = StopFlag(), on_step
-        self.parts: Parts = build(resolved, should_stop=self.stop)
+        self.parts: Parts = build(resolved, reward=reward, should_stop=self.stop)
         parts, recipe = self.parts, resolved.recipe
         _check_folder(parts.folder, resume)
         self.journal: Journal | None = None

@@ -61,17 +61,18 @@ def _accuracies(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """summary.json, readable by any JSON reader: what is not a number is null."""
-    text = json.dumps(_plain(summary), indent=1)
+    text = json.dumps(plain(summary), indent=1)
     aside = folder / "summary.json.tmp"
     aside.write_text(text + "\n")
     aside.replace(folder / "summary.json")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """JSON data in which what is not a finite number is null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

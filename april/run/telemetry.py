@@ -146,12 +146,9 @@ class Telemetry:
     ) -> dict[str, Any]:
         """One line of metrics.jsonl."""
         pool, load = driver.pool, driver.engine.load()
-        open_lengths = [
-            len(sample)
-            for state in pool.groups.values()
-            for m, sample in state.samples.items()
-            if state.starts[m] and not sample.stop
-        ]
+        waiting = {group: state.waiting for group, state in pool.groups.items()}
+        open_lengths = [len(pool[group.member(m)]) for group, members in waiting.items() for m in members]
+        open_lengths += [len(pool[sample]) for sample in pool.running]
         issued = driver.lengths.issued_mean_tokens(np.array(open_lengths, np.int64))
         delivered = driver.lengths.delivered_mean_tokens
         generated, rollout_s = load.generated_tokens - before.generated_tokens, seconds.get("rollout_s", 0.0)
@@ -166,7 +163,7 @@ class Telemetry:
             "delivered_mean_tokens": delivered,
             "issued_mean_tokens": issued,
             "length_bias": delivered / issued if issued else float("nan"),
-            "parked_groups": sum(any(state.starts[m] for m in state.waiting) for state in pool.groups.values()),
+            "parked_groups": sum(any(len(state.samples[m]) for m in state.waiting) for state in pool.groups.values()),
             "parked_samples": counts[Status.PARKED],
             "ready_groups": len(pool.ready),
             "parked_total": pool.ledger.parked_total,

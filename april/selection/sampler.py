@@ -1,4 +1,5 @@
-"""Which prompt is next: every prompt once an epoch, in an order that depends on nothing but the seed."""
+"""Which prompt is next: every prompt once an epoch, in an order that depends on nothing but the seed
+(and, where epochs meet, on which prompts are still being worked on)."""
 
 from __future__ import annotations
 
@@ -29,6 +30,7 @@ class PromptSampler:
             raise DataError("a data set is empty", where="task", got="no prompts", expected="at least one prompt")
         self._prompts, self._seed = list(prompts), seed
         self._epoch, self._position = 0, 0
+        self._deferred: list[tuple[int, int]] = []  # turns (epoch, index) of prompts that were open
         self._order = permutation(seed, 0, len(self._prompts))
 
     @property
@@ -39,36 +41,51 @@ class PromptSampler:
     def next(self, count: int, is_open: Callable[[str], bool]) -> list[tuple[int, Prompt]]:
         """The next prompts of the order, up to `count`.
 
-        It stops early at a prompt that is still being worked on, rather than change the order: a prompt comes round
-        again only at the end of an epoch, so this happens when there are fewer prompts than the run has in flight.
+        A prompt whose turn comes while it is still being worked on, as happens at the end of an epoch, keeps its turn and
+        is given before all others once it is free; while others are free, nothing waits for it.
 
         Args:
             count: how many are wanted.
             is_open: whether the prompt with this id is in the pool.
 
         Returns:
-            (epoch, prompt) pairs; no prompt twice.
+            (epoch, prompt) pairs; no prompt twice; fewer than `count` only when every other prompt is open.
         """
         out: list[tuple[int, Prompt]] = []
-        taken: set[str] = set()
-        while len(out) < count:
-            self._wrap()
-            prompt = self._prompts[self._order[self._position]]
-            if prompt.id in taken or is_open(prompt.id):
-                break
-            out.append((self._epoch, prompt))
-            taken.add(prompt.id)
-            self._position += 1
+        taken: set[int] = set()
+
+        def free(index: int) -> bool:
+            return index not in taken and not is_open(self._prompts[index].id)
+
+        while len(out) < count and (turn := self._turn(free)) is not None:
+            epoch, index = turn
+            taken.add(index)
+            out.append((epoch, self._prompts[index]))
         return out
 
-    def _wrap(self) -> None:
-        if self._position == len(self._prompts):
-            self._epoch, self._position = self._epoch + 1, 0
-            self._order = permutation(self._seed, self._epoch, len(self._prompts))
+    def _turn(self, free: Callable[[int], bool]) -> tuple[int, int] | None:
+        """The (epoch, index) of the next free prompt; the cursor moves only when there is one."""
+        for at, (epoch, index) in enumerate(self._deferred):
+            if free(index):
+                del self._deferred[at]
+                return epoch, index
+        epoch, position, order = self._epoch, self._position, self._order
+        passed: list[tuple[int, int]] = []
+        for _ in range(2 * len(order)):  # the rest of this epoch and the whole next one hold every prompt
+            if position == len(order):
+                epoch, position, order = epoch + 1, 0, permutation(self._seed, epoch + 1, len(order))
+            index, position = int(order[position]), position + 1
+            if free(index):
+                self._deferred += passed
+                self._epoch, self._position, self._order = epoch, position, order
+                return epoch, index
+            passed.append((epoch, index))
+        return None
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursor, and the size of the data set that it belongs to."""
-        return {"epoch": self._epoch, "position": self._position, "num_prompts": len(self._prompts)}
+        """The cursor, the turns that were put off, and the size of the data set that they belong to."""
+        deferred = [list(turn) for turn in self._deferred]
+        return {"epoch": self._epoch, "position": self._position, "deferred": deferred, "num_prompts": len(self._prompts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a saved cursor.
@@ -86,6 +103,7 @@ class PromptSampler:
                 hint="resume with the data set of the run, or start a new run from its weights",
             )
         self._epoch, self._position = epoch, position
+        self._deferred = [(int(past), int(index)) for past, index in state["deferred"]]
         self._order = permutation(self._seed, epoch, size)
 
 

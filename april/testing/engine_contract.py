@@ -22,6 +22,8 @@ from april.core.sample import Sample
 from april.engines.base import Engine, UpdateMode, Weights
 from april.testing.engine_run import EngineRun, cut, require, same_tokens
 
+_STOPPED_SAMPLES = 2
+
 
 class EngineContract:
     """Each method is one line of the contract.
@@ -136,8 +138,7 @@ class EngineContract:
         run.submit(samples)
         while run.open:
             run.poll()
-            before = {end.id for end in run.ends if isinstance(end, Finished)}
-            run.engine.abort([id_ for id_ in sorted(before)])
+            run.engine.abort([end.id for end in run.ends])
         require(len(run.ends) == len(samples), "each sample ends once", run.ends)
         require(all(isinstance(end, Finished) for end in run.ends), "a finished sample does not park", run.ends)
 
@@ -256,8 +257,9 @@ class EngineContract:
             end = len(sample) - 2
             text = (self.decode(sample.token_ids[:end].tolist()) or "") if end >= 6 else ""
             invisible = end >= 6 and text == self.decode(sample.token_ids[: end - 1].tolist())
-            if len(text) < 4 or invisible or text[-4:] in text[:-1]:
+            if tested == _STOPPED_SAMPLES or len(text) < 4 or invisible or text[-4:] in text[:-1]:
                 continue
+            tested += 1
             for given in (0, end - 2):
                 run, _ = self.start()
                 spec = replace(sample.spec, stop_strings=("never there", text[-4:]))
@@ -266,7 +268,6 @@ class EngineContract:
                 result = run.samples[sample.id]
                 require(result.stop == "stop", "a stop string ends the sample", result.stop)
                 require(result.token_ids.tolist() == sample.token_ids[:end].tolist(), "it is cut at its last token", result)
-                tested += 1
         require(tested > 0, "some sample of `make` can be stopped by a string")
 
     # -- refusals -------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from april.core.errors import DataError
 from april.core.event import Broken, Event, Finished, Parked, Progressed
 from april.core.ids import SampleId
 from april.core.sample import Sample, Segment
@@ -37,6 +38,12 @@ def cut(sample: Sample, num_tokens: int) -> Sample:
         spans=spans,
         stop=None,
     )
+
+
+def _complete(sample: Sample) -> bool:
+    """Whether the sample's own tokens end it."""
+    last = int(sample.token_ids[-1]) if len(sample) else None
+    return sample.remaining_tokens == 0 or last in sample.spec.stop_token_ids
 
 
 @dataclass
@@ -85,9 +92,14 @@ class EngineRun:
             require(len(event.segment) > 0, "a reported segment is not empty", event)
             require(bool(np.isfinite(event.segment.logprobs).all()), "each token has a finite log-prob", event)
             self.segments.append((event.id, event.segment))
-            self.samples[event.id] = self.samples[event.id].extended(event.segment)
+            try:
+                self.samples[event.id] = self.samples[event.id].extended(event.segment)
+            except DataError as error:
+                raise ContractViolation(f"a segment continues its sample; {error}") from error
         if isinstance(event, Finished):
             self.samples[event.id] = self.samples[event.id].finished(event.stop)
+        if isinstance(event, Parked):
+            require(not _complete(self.samples[event.id]), "a finish wins over an abort of the same tick", event)
         if not isinstance(event, Progressed):
             self.open.remove(event.id)
             self.ends.append(event)
@@ -97,7 +109,9 @@ class EngineRun:
         for _ in range(_MAX_POLLS):
             if done():
                 return
-            require(self.engine.ready_at() is not None, "an engine with open samples is ready at some time", self.engine.pending())
+            require(
+                self.engine.ready_at() is not None, "an engine with open samples is ready at some time", self.engine.pending()
+            )
             self.poll()
         raise ContractViolation(f"an engine did not get done in {_MAX_POLLS} polls; open: {sorted(self.open)}")
 

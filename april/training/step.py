@@ -53,9 +53,14 @@ class Learner:
         return tokens.with_columns(reference=self.logprobs(self.reference, batch, everything))
 
     def with_proximal(self, batch: TrainingBatch, tokens: TokenBatch) -> TokenBatch:
-        """The batch with log-probs under the weights before its first optimiser step."""
-        everything = torch.arange(tokens.layout.num_samples)
-        return tokens.with_columns(proximal=self.logprobs(self.policy, batch, everything))
+        """The batch with log-probs under the weights before its first optimiser step, where a sample can give a gradient."""
+        samples = torch.arange(tokens.layout.num_samples)
+        if self.config.skip_zero_advantage:
+            samples = samples[self.signal(tokens)]
+        _, rows = tokens.layout.take(samples)
+        proximal = tokens["behaviour"].clone()
+        proximal[rows] = self.logprobs(self.policy, batch, samples)
+        return tokens.with_columns(proximal=proximal)
 
     def logprobs(self, policy: Policy, batch: TrainingBatch, samples: Tensor) -> Tensor:
         """Log-probs (N,) on the CPU of the given samples' response tokens, without gradient."""

@@ -16,20 +16,18 @@ import numpy.typing as npt
 import torch
 
 from april.core.clock import Clock
-from april.core.errors import EngineError, ModelError, nearest
+from april.core.errors import EngineError, nearest
 from april.core.event import Event, Finished, Parked, Progressed
 from april.core.ids import SampleId, Version
 from april.core.sample import Sample, Stop
 from april.engines.base import Caps, Load, UpdateMode, Weights
 from april.engines.embedded.config import EmbeddedConfig
-from april.engines.embedded.forward import Forward, LeanForward
 from april.engines.embedded.prefill import compute_prefixes
 from april.engines.embedded.running import RunningBatch
-from april.engines.embedded.scheduler import Request, Room, WaitingQueue, capacity_classes, class_for
+from april.engines.embedded.scheduler import Request, Room, WaitingQueue, capacity_classes
 from april.engines.embedded.score import score_samples
+from april.engines.embedded.select import make_forward
 from april.engines.embedded.stops import completes_stop, window_tokens
-from april.engines.embedded.transformers_forward import TransformersForward
-from april.models.lean_decode import LeanDecoder
 
 _MODES: tuple[UpdateMode, ...] = ("drain", "recompute", "keep_kv")
 
@@ -38,26 +36,6 @@ class Decodes(Protocol):
     """The part of a tokenizer that stop strings need."""
 
     def decode(self, token_ids: Any) -> str: ...
-
-
-def make_forward(module: Any, config: EmbeddedConfig) -> Forward:
-    """The fastest forward that is exact for this module, on a copy of its weights.
-
-    Raises:
-        ModelError: when the lean forward is asked for by name and cannot serve the module.
-    """
-    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
-    decoder = LeanDecoder.from_module(module, dtype) if config.forward != "transformers" else None
-    if decoder is not None:
-        return LeanForward(decoder)
-    if config.forward == "lean":
-        raise ModelError(
-            "the lean forward does not know this architecture",
-            got=getattr(getattr(module, "config", None), "model_type", type(module).__name__),
-            expected="qwen3, qwen2 or llama with default rope and no sliding window",
-            hint='set engine.forward = "auto"',
-        )
-    return TransformersForward(module, dtype)
 
 
 class EmbeddedEngine:
@@ -187,7 +165,10 @@ class EmbeddedEngine:
         tokens = np.concatenate([sample.prompt.token_ids, sample.token_ids])
         if int(tokens.min()) < 0 or int(tokens.max()) >= self._forward.vocab_size:
             raise EngineError(
-                "a token is not in the vocabulary", where=where, got=int(tokens.max()), expected=f"0 to {self._forward.vocab_size - 1}"
+                "a token is not in the vocabulary",
+                where=where,
+                got=int(tokens.max()),
+                expected=f"0 to {self._forward.vocab_size - 1}",
             )
 
     def abort(self, ids: Sequence[SampleId] | None = None) -> None:
@@ -217,9 +198,7 @@ class EmbeddedEngine:
         if not len(self._waiting) or not self._running.num_free:
             return
         only = (lambda request: request.must_finish) if self._pending is not None else None
-        room = Room(
-            self._running.num_free, self._config.kv_tokens - self._running.reserved_tokens, self._config.prefill_tokens
-        )
+        room = Room(self._running.num_free, self._config.kv_tokens - self._running.reserved_tokens, self._config.prefill_tokens)
         requests = self._waiting.admit(room, self._classes, only=only)
         if not requests:
             return

@@ -105,16 +105,11 @@ class KvMemory:
 
     def promote(self, slot: int) -> None:
         """Move a full row into the next class."""
-        num_tokens = int(self.num_tokens[slot])
-        source = self.read(slot, num_tokens)
-        old = int(self.capacity[slot])
-        row = int(self._row[slot])
-        target = self.next_class(old)
-        self._place(slot, target, num_tokens, source)
-        placed = int(self._row[slot])
-        self._row[slot], self.capacity[slot] = row, old
+        num_tokens, capacity = int(self.num_tokens[slot]), self.next_class(int(self.capacity[slot]))
+        # The old row is given back first, so that the move stays within the budget.
+        source = self.read(slot, num_tokens).clone()
         self.remove(slot)
-        self._row[slot], self.capacity[slot] = placed, target
+        self._place(slot, capacity, num_tokens, source)
 
     def read(self, slot: int, num_tokens: int) -> torch.Tensor:
         """A view of a slot's first tokens, (layers, 2, H_kv, T, d)."""

@@ -13,9 +13,7 @@ from april.engines.embedded.running import RunningBatch
 from april.engines.embedded.scheduler import Request
 
 
-def compute_prefixes(
-    forward: Forward, running: RunningBatch, requests: Sequence[Request], *, share: bool
-) -> tuple[int, int]:
+def compute_prefixes(forward: Forward, running: RunningBatch, requests: Sequence[Request], *, share: bool) -> tuple[int, int]:
     """Add requests to the running batch with the KV of all their tokens but the last.
 
     Args:
@@ -25,9 +23,7 @@ def compute_prefixes(
         Tokens computed, and tokens copied instead.
     """
     donors = [_donor(running, request) if share else None for request in requests]
-    missing = [
-        (request, request.context[:-1]) for request, donor in zip(requests, donors, strict=True) if donor is None
-    ]
+    missing = [(request, request.context[:-1]) for request, donor in zip(requests, donors, strict=True) if donor is None]
     keys = [prefix.tobytes() if share else index.to_bytes(8, "little") for index, (_, prefix) in enumerate(missing)]
     distinct = {key: prefix for key, (_, prefix) in zip(keys, missing, strict=True) if len(prefix)}
     place = {key: index for index, key in enumerate(distinct)}

@@ -7,7 +7,7 @@ place, which is in front of everything submitted later.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,7 +89,7 @@ class WaitingQueue:
     def __len__(self) -> int:
         return len(self._requests)
 
-    def __iter__(self) -> Iterable[Request]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Request]:
         return iter(self._requests)
 
     def add(self, request: Request) -> None:

@@ -105,11 +105,13 @@ class SlotTable:
 
     def with_strings(self, slots: Ints) -> Ints:
         """Those of these slots that have stop strings."""
-        return slots[self._has_strings[slots]]
+        found: Ints = slots[self._has_strings[slots]]
+        return found
 
     def full(self, slots: Ints) -> Ints:
         """Those of these slots whose buffer has no room for another token."""
-        return slots[self._unreported[slots] == self._tokens.shape[1]]
+        found: Ints = slots[self._unreported[slots] == self._tokens.shape[1]]
+        return found
 
     def tail(self, slot: int, num_tokens: int) -> npt.NDArray[np.int32]:
         """The last response tokens of a slot, at most `num_tokens`, reported or not."""

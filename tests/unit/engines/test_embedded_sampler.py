@@ -83,7 +83,14 @@ def test_equal_tokens_at_the_edge_of_top_k_keep_their_number() -> None:
 
 
 def test_specs_of_a_batch_do_not_touch_each_other() -> None:
-    specs = [_spec(), _spec(temperature=0), _spec(temperature=0.5), _spec(top_p=0.5), _spec(top_k=1), _spec(top_k=3, temperature=2.0)]
+    specs = [
+        _spec(),
+        _spec(temperature=0),
+        _spec(temperature=0.5),
+        _spec(top_p=0.5),
+        _spec(top_k=1),
+        _spec(top_k=3, temperature=2.0),
+    ]
     logits = torch.randn(len(specs), 50, generator=torch.Generator().manual_seed(3))
     together = _log_distribution(logits, *specs)
     for index, spec in enumerate(specs):
@@ -101,7 +108,11 @@ def test_greedy_takes_the_best_token_with_log_prob_zero() -> None:
 
 def test_entropy_is_that_of_the_sampling_distribution() -> None:
     logits = torch.zeros(2, 8)
-    drawn = draw(logits, spec_batch([_spec(entropy=True), _spec(top_k=2)], 8, CPU, torch.float32), torch.tensor([0.1, 0.9]).double())
+    drawn = draw(
+        logits, spec_batch([_spec(entropy=True), _spec(top_k=2)], 8, CPU, torch.float32), torch.tensor([0.1, 0.9]).double()
+    )
     assert drawn.entropies is not None
     assert drawn.entropies.tolist() == pytest.approx([math.log(8), math.log(2)])
-    assert draw(logits, spec_batch([_spec(), _spec()], 8, CPU, torch.float32), torch.tensor([0.1, 0.9]).double()).entropies is None
+    assert (
+        draw(logits, spec_batch([_spec(), _spec()], 8, CPU, torch.float32), torch.tensor([0.1, 0.9]).double()).entropies is None
+    )

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
 from observe_fake_run import make_run
 
-from april.observe.compare import comparison_rows, interpolate, mean_curve, mean_interval, reached_s, write_comparison
+from april.observe.compare import comparison_rows, interpolate, mean_curve, reached_s, write_comparison
 from april.observe.report_data import RunData
 
 
@@ -27,12 +26,6 @@ def test_empty_folders_and_odd_names_are_shown_not_raised(tmp_path: Path) -> Non
     (tmp_path / "a").mkdir()
     text = write_comparison({"<b>": [tmp_path / "a"], "none": []}, tmp_path / "c.html").read_text()
     assert "&lt;b&gt;" in text and "<b>:" not in text and "Not shown: no run has evaluations" in text
-
-
-def test_the_interval_is_students() -> None:
-    mean, half = mean_interval([1.0, 2.0, 3.0])
-    assert (mean, half) == (2.0, pytest.approx(4.303 / math.sqrt(3)))
-    assert math.isnan(mean_interval([1.0])[1])
 
 
 def test_curves_are_averaged_where_all_have_data() -> None:

@@ -190,7 +190,7 @@ def test_rewards_import_no_heavy_library() -> None:
     code = (
         "import sys, april.rewards.runner, april.rewards.build, april.rewards.config, april.rewards.math_answer, "
         "april.rewards.reasoning_gym, april.rewards.combine, april.rewards.python, april.selection.sampler, "
-        "april.run.statistics, april.environments.reasoning_gym, april.environments.jsonl, april.text.tokenizer\n"
+        "april.observe.statistics, april.environments.reasoning_gym, april.environments.jsonl, april.text.tokenizer\n"
         "print([m for m in ('torch', 'transformers', 'sympy', 'reasoning_gym', 'math_verify') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

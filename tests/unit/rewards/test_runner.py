@@ -3,12 +3,10 @@ from pathlib import Path
 import pytest
 from reward_cases import decode, sample_of
 
-from april import registry
 from april.core.clock import VirtualClock, WallClock
 from april.core.errors import LedgerError, RecipeError, ResourceError
 from april.core.group import Failure, Reward
 from april.rewards.build import build_reward
-from april.rewards.config import RewardConfig
 from april.rewards.runner import RewardRunner
 
 
@@ -80,16 +78,6 @@ def test_only_finished_samples_and_each_once() -> None:
     runner.poll()
     runner.submit(sample_of(text="1"))
     assert len(runner.poll()) == 1
-
-
-def test_the_reward_section_of_a_recipe() -> None:
-    section = registry.validate(RewardConfig, {"verifier": "math", "workers": 2}, "reward")
-    assert isinstance(section, RewardConfig) and section.workers == 2 and section.verifier is not None
-    assert section.model_dump()["verifier"] == {"type": "math", "answer_pattern": None}
-    assert RewardConfig().verifier is None and RewardConfig().timeout_s == 5.0
-    with pytest.raises(RecipeError, match="unknown reward") as info:
-        registry.validate(RewardConfig, {"verifier": {"type": "exakt"}}, "reward")
-    assert "did you mean 'exact'?" in str(info.value)
 
 
 # -- worker processes -------------------------------------------------------------------------------------------------

@@ -373,6 +373,9 @@ def test_a_filter_that_drops_everything_stalls_when_the_data_are_used_up() -> No
             taken, self.left = self.left[:count], self.left[count:]
             return [(0, prompt) for prompt in taken]
 
+        def state_dict(self) -> dict[str, int]:
+            return {"left": len(self.left)}
+
     for schedule in (sync(), april()):
         driver = make_driver(schedule, group_filters=[lambda _g: "constant rewards"])
         driver.prompts = OneEpoch()  # type: ignore[assignment]
@@ -383,14 +386,14 @@ def test_a_filter_that_drops_everything_stalls_when_the_data_are_used_up() -> No
 @pytest.mark.parametrize("num_prompts", [4, 5, 7])
 @pytest.mark.parametrize("refill", ["step", "continuous"])
 def test_a_data_set_smaller_than_m_goes_on_epoch_after_epoch(num_prompts: int, refill: str) -> None:
-    """Invariant 36: M = 8 with 4 to 7 prompts; every prompt equally often up to one, none twice in a batch."""
+    """Invariant 36: M = 8 with 4 to 7 prompts; each prompt once an epoch, none twice in a batch, none left behind."""
     driver = make_driver(april(over_provision=2.0, refill=refill), long_tailed(3, 8, 64), groups_per_step=4, steps=14, num_prompts=num_prompts)
     batches = run_steps(driver)
     used = [group.id for batch in batches for group in batch.groups]
     assert all(len({g.prompt.id for g in batch.groups}) == 4 for batch in batches)
     assert len({(group.epoch, group.prompt) for group in used}) == len(used) == 56
     counts = np.bincount([int(group.prompt[1:]) for group in used], minlength=num_prompts)
-    assert counts.max() - counts.min() <= 3
+    assert counts.max() - counts.min() <= 4
 
 
 @pytest.mark.parametrize("schedule", [sync(), april(), april(refill="continuous")], ids=["sync", "step", "continuous"])

@@ -33,13 +33,40 @@ def test_it_crosses_the_end_of_an_epoch() -> None:
     assert sampler.epoch == (4 + len(second)) / 6
 
 
-def test_it_stops_at_the_first_open_prompt_and_comes_back_to_it() -> None:
+def test_an_open_prompt_keeps_its_turn_and_nothing_waits_for_it() -> None:
     order = [prompt.id for _, prompt in PromptSampler(prompts(10), seed=2).next(10, nothing_open)]
     sampler = PromptSampler(prompts(10), seed=2)
-    got = sampler.next(10, lambda name: name == order[3])
-    assert [prompt.id for _, prompt in got] == order[:3]
-    assert sampler.next(10, lambda name: name == order[3]) == []
-    assert [prompt.id for _, prompt in sampler.next(2, nothing_open)] == order[3:5]
+    got = sampler.next(5, lambda name: name == order[3])
+    assert [prompt.id for _, prompt in got] == [*order[:3], *order[4:6]]
+    assert [prompt.id for _, prompt in sampler.next(1, lambda name: name == order[3])] == [order[6]]
+    assert [(epoch, prompt.id) for epoch, prompt in sampler.next(2, nothing_open)] == [(0, order[3]), (0, order[7])]
+
+
+def test_the_cursor_stays_where_it_is_while_every_prompt_is_open() -> None:
+    sampler = PromptSampler(prompts(5), seed=2)
+    sampler.next(3, nothing_open)
+    before = sampler.state_dict()
+    assert sampler.next(2, lambda _: True) == []
+    assert sampler.state_dict() == before
+
+
+def test_a_prompt_that_stays_open_for_epochs_gets_every_turn_later() -> None:
+    sampler = PromptSampler(prompts(4), seed=3)
+    for _ in range(5):
+        assert [prompt.id for _, prompt in sampler.next(3, lambda name: name == "p2")].count("p2") == 0
+    late = [sampler.next(1, nothing_open)[0] for _ in range(5)]
+    assert [(epoch, prompt.id) for epoch, prompt in late[:4]] == [(0, "p2"), (1, "p2"), (2, "p2"), (3, "p2")]
+
+
+@pytest.mark.parametrize(("size", "count"), [(6, 4), (7, 4), (5, 4), (4, 4), (7, 3)])
+def test_epochs_meet_without_a_gap(size: int, count: int) -> None:
+    """Batches of `count` from `size` prompts are always full, although one batch may hold the end and the start of an epoch."""
+    sampler = PromptSampler(prompts(size), seed=1)
+    given = [sampler.next(count, nothing_open) for _ in range(4 * size)]
+    assert {len(batch) for batch in given} == {count}
+    assert all(len({prompt.id for _, prompt in batch}) == count for batch in given)
+    used = [prompt.id for batch in given for _, prompt in batch]
+    assert max(used.count(p.id) for p in prompts(size)) - min(used.count(p.id) for p in prompts(size)) <= 2
 
 
 def test_one_call_never_gives_a_prompt_twice() -> None:
@@ -67,7 +94,7 @@ def test_a_saved_cursor_continues_the_same_order(size: int, counts: list[int], c
 
 def test_a_cursor_of_another_data_set_is_refused() -> None:
     state = PromptSampler(prompts(5)).state_dict()
-    assert state == {"epoch": 0, "position": 0, "num_prompts": 5}
+    assert state == {"epoch": 0, "position": 0, "deferred": [], "num_prompts": 5}
     with pytest.raises(CheckpointError, match="another data set") as info:
         PromptSampler(prompts(6)).load_state_dict(state)
     assert "of 5 prompts" in str(info.value) and "over 6 prompts" in str(info.value)

@@ -92,7 +92,9 @@ def test_same_batch_and_state_give_the_same_bits() -> None:
 
 def test_skipping_zero_advantages_changes_no_weight() -> None:
     batch = make_batch(REWARDS)
-    assert same(weights_after(batch), weights_after(batch, skip_zero_advantage=False), 1e-12)
+    for steps in (1, 3):
+        skipping = weights_after(batch, num_optimizer_steps=steps)
+        assert same(skipping, weights_after(batch, num_optimizer_steps=steps, skip_zero_advantage=False), 1e-12)
 
 
 def test_failed_members_change_nothing() -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from april.core.errors import DataError
-from april.run.statistics import (
+from april.observe.statistics import (
     Estimate,
     mean_interval,
     paired_bootstrap,

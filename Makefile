@@ -1,0 +1,54 @@
+# Everything runs in .venv, made on first use with the tested versions of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Torch spins its threads: one each keeps parallel test workers and runs from slowing each other down.
+export OMP_NUM_THREADS ?= 1
+SELECT ?= not slow and not gpu
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help install quickstart compare test test-slow check format clean
+
+help:
+	@echo "make quickstart   train the packaged policy with partial rollouts (about two minutes on two cores)"
+	@echo "make compare      the same recipe with and without waiting for the longest, 3 seeds each"
+	@echo "make test         the tests"
+	@echo "make test-slow    the slow ones too"
+	@echo "make check        what CI runs: format, lint, types, tests"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: Python 3.11 or newer is needed; got $$($(PYTHON) --version). Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@echo "-- making $(VENV) with the versions of constraints.txt (once; a few minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+quickstart: $(STAMP)
+	@$(BIN)/april train quickstart --overwrite
+
+compare: $(STAMP)
+	@$(BIN)/april compare quickstart --seeds 3
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q -m "$(SELECT)"
+
+test-slow:
+	@$(MAKE) test SELECT="slow and not gpu"
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,105 @@
+"""April from Python: the commands as functions, with rewards and data given as objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from april.config.load import Tree
+from april.config.resolve import Resolved, resolve
+from april.core.group import Reward
+from april.core.sample import Sample
+from april.run.build import Parts, build, run_folder
+from april.run.evaluate import Evaluation
+from april.run.loop import Result, Run, evaluate_parts, overwrite
+
+RecipeLike = str | Path | Mapping[str, Any]
+RewardFunction = Callable[[str, Sample, Mapping[str, Any]], Reward | float | Mapping[str, float]]
+
+
+def train(
+    recipe: RecipeLike,
+    *,
+    overrides: Sequence[str] = (),
+    overlays: Sequence[str | Path] = (),
+    reward: RewardFunction | None = None,
+    items: Sequence[Mapping[str, Any]] | None = None,
+    resume: bool = False,
+    restart: bool = False,
+    quiet: bool | None = True,
+    on_step: Callable[[dict[str, Any]], None] = lambda _row: None,
+) -> Result:
+    """Train a policy; returns when the last step is done or the run was asked to stop.
+
+    Args:
+        recipe: name of a packaged recipe, path of a TOML file or of a run's folder, or a nested dict.
+        overrides: dotted assignments such as "schedule.over_provision=2".
+        overlays: further TOML files, each laid over the former.
+        reward: judges (text, sample, item) in place of the recipe's reward; returns a number, named parts, or a `Reward`.
+        items: problems in place of the recipe's task: dicts with `question` and `answer` (and anything else).
+        resume: continue the run in the recipe's folder.
+        restart: forget the run in that folder and begin again.
+        quiet: False for the live view, True for one line a step, None for nothing.
+        on_step: called with each row of metrics.
+
+    Raises:
+        AprilError: for whatever cannot work; says where, what was got and expected, and what to do.
+    """
+    resolved = resolve_recipe(recipe, overlays, overrides, items)
+    if restart:
+        overwrite(run_folder(resolved.recipe))
+    return Run(resolved, resume=resume, quiet=quiet, on_step=on_step, reward=reward).run()
+
+
+def evaluate(
+    recipe: RecipeLike,
+    *,
+    model: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    overlays: Sequence[str | Path] = (),
+    reward: RewardFunction | None = None,
+    items: Sequence[Mapping[str, Any]] | None = None,
+    progress: Callable[[str, int, int], None] = lambda _mode, _done, _total: None,
+) -> list[Evaluation]:
+    """Accuracy of a policy on the held-out problems of a recipe, one `Evaluation` for each of its modes.
+
+    Args:
+        recipe, overrides, overlays, reward, items: as for `train`.
+        model: policy to evaluate: a Hugging Face folder or hub name, or a run's folder, whose newest checkpoint is taken;
+            the recipe's policy by default.
+        progress: told (mode, samples done, samples in all).
+    """
+    extra = [] if model is None else [f"model.path='{policy_of(Path(model))}'"]
+    resolved = resolve_recipe(recipe, overlays, [*overrides, *extra], items)
+    parts = build(resolved, reward=reward)
+    return [evaluate_parts(parts, mode, _counted(parts, mode, progress)) for mode in parts.recipe.evaluation.modes]
+
+
+def _counted(parts: Parts, mode: str, progress: Callable[[str, int, int], None]) -> Callable[[int], None]:
+    total = len(parts.data.held_out) * (1 if mode == "greedy" else parts.recipe.evaluation.num_samples)
+    return lambda done: progress(mode, done, total)
+
+
+def policy_of(path: Path) -> str:
+    """The model folder inside a run's folder or checkpoint; anything else is taken as it is."""
+    checkpoints = sorted((path / "checkpoints").glob("step-*")) if (path / "checkpoints").is_dir() else []
+    folder = checkpoints[-1] if checkpoints else path
+    return str(folder / "model" if (folder / "model").is_dir() else folder)
+
+
+def resolve_recipe(
+    recipe: RecipeLike,
+    overlays: Sequence[str | Path] = (),
+    overrides: Sequence[str] = (),
+    items: Sequence[Mapping[str, Any]] | None = None,
+) -> Resolved:
+    """Resolve a recipe that may be a run's folder, with items given directly."""
+    if isinstance(recipe, str | Path) and (Path(recipe) / "recipe.toml").exists():
+        recipe = Path(recipe) / "recipe.toml"
+    resolved = resolve(recipe, overlays, overrides)
+    if items is None:
+        return resolved
+    values: Tree = {**resolved.values(), "task": {"type": "items", "items": [dict(item) for item in items]}}
+    values.pop("evaluation_task", None)
+    return resolve(values)

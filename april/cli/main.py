@@ -1,0 +1,172 @@
+"""The `april` command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from april.core.errors import AprilError
+
+app = typer.Typer(
+    name="april",
+    help="Reinforcement-learning post-training whose rollouts never wait for the longest one.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Dotted overrides, such as schedule.over_provision=2", metavar="[KEY=VALUE]...")
+]
+Overlays = Annotated[list[str] | None, typer.Option("--overlay", help="A further TOML file, laid over the recipe; repeatable.")]
+Json = Annotated[bool, typer.Option("--json", help="End with one line of JSON; everything else goes to stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Plain lines instead of the live view.")]
+RecipeName = Annotated[str, typer.Argument(help="A packaged recipe, a TOML file, or a run's folder.", metavar="RECIPE")]
+
+
+def main() -> None:
+    """Run the command line; errors that a user can act on end with one screen and exit code 2."""
+    try:
+        app(standalone_mode=False)
+    except AprilError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's own usage errors
+            print(f"error: {error.format_message()}", file=sys.stderr)
+            sys.exit(2)
+        raise
+
+
+def emit(payload: dict[str, Any]) -> None:
+    """The one JSON line a script reads."""
+    from april.run.summary import plain
+
+    print(json.dumps(plain(payload)))
+
+
+@app.command()
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    overlay: Overlays = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the recipe's folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Forget the run in the recipe's folder and begin again.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, start nothing.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train a policy."""
+    from april.cli.train import check_only, train_command
+
+    if dry_run:
+        check_only(recipe, overlay or [], overrides or [], as_json)
+    else:
+        train_command(recipe, overlay or [], overrides or [], resume=resume, overwrite=overwrite, quiet=quiet, as_json=as_json)
+
+
+@app.command()
+def evaluate(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    overlay: Overlays = None,
+    model: Annotated[str | None, typer.Option(help="Policy to evaluate: a model folder, a hub name or a run's folder.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Samples per problem when sampling: pass@k for every k up to it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure accuracy on held-out problems, with confidence intervals."""
+    from april.cli.evaluate import evaluate_command
+
+    extra = [f"evaluation.num_samples={samples}"] if samples else []
+    evaluate_command(recipe, overlay or [], [*(overrides or []), *extra], model, as_json)
+
+
+@app.command()
+def compare(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    overlay: Overlays = None,
+    versus: Annotated[str, typer.Option(help="The other side, as one override.")] = "schedule.type=sync",
+    seeds: Annotated[int, typer.Option(help="Runs of each side, with seeds 0, 1, ...")] = 3,
+    out: Annotated[Path, typer.Option(help="Folder of all runs and of the comparison.")] = Path("compare-runs"),
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train a recipe against a variant of it: same seeds, same steps, one after the other in turn."""
+    from april.cli.compare import compare_command
+
+    compare_command(recipe, overlay or [], overrides or [], versus, seeds, out, quiet, as_json)
+
+
+@app.command(name="warm-start")
+def warm_start(
+    recipe: Annotated[str, typer.Argument(help="A packaged warm-start recipe, or a TOML file.", metavar="RECIPE")],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Folder of the model.")] = Path("warm-start"),
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Make a policy by supervised training on worked solutions."""
+    from april.cli.warm_start import warm_start_command
+
+    warm_start_command(recipe, overrides or [], out, quiet, as_json)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, finished or not.")],
+    out: Annotated[Path | None, typer.Option(help="File to write instead of report.html in the folder.")] = None,
+) -> None:
+    """Write the report of a run again."""
+    from april.core.errors import DataError
+    from april.observe.report import write_report
+
+    if not folder.is_dir():
+        raise DataError("there is no such run", where=str(folder), expected="a run's folder")
+    print(write_report(folder, out))
+
+
+@app.command()
+def config(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    overlay: Overlays = None,
+    toml: Annotated[bool, typer.Option("--toml", help="The complete recipe as a TOML file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print the complete recipe, with where each value came from."""
+    from april.cli.config import config_command
+
+    config_command(recipe, overlay or [], overrides or [], toml, as_json)
+
+
+@app.command(name="list")
+def list_components(
+    kind: Annotated[str | None, typer.Argument(help="One kind only, such as schedule, surrogate or recipes.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List every registered component with its options."""
+    from april.cli.listing import list_command
+
+    list_command(kind, as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this machine: versions, devices, known-bad combinations."""
+    from april.cli.doctor import doctor_command
+
+    doctor_command(as_json)

@@ -1,0 +1,92 @@
+"""SIGKILL at any moment: no rollout lost, none trained twice; synchronous runs end bit for bit as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.integration.crash_helpers import check_updates, final_weights, recipe_for, run_and_kill, run_logged
+
+SYNC = ("schedule.type=sync",)
+APRIL = ("schedule.over_provision=1.5", "schedule.max_lag_steps=2")
+
+
+@pytest.fixture(scope="module")
+def whole_sync(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted synchronous run."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    folder.mkdir()
+    run_logged(folder, False, SYNC)
+    return folder
+
+
+def killed_run(folder: Path, overrides: tuple[str, ...], seed: int, kills: int) -> int:
+    """Kill a run `kills` times at seeded moments, then let it finish; returns how many kills came in time."""
+    moments = random.Random(seed)
+    killed, resume = 0, False
+    for _ in range(kills):
+        killed += run_and_kill(folder, resume, overrides, moments.randrange(1, 40_000))
+        resume = (folder / "recipe.toml").exists()
+    run_logged(folder, resume, overrides)
+    return killed
+
+
+def check_whole(folder: Path) -> None:
+    summary = json.loads((folder / "summary.json").read_text())
+    counts = summary["ledger"]["counts"]
+    assert summary["ledger_balanced"] and summary["ledger"]["issued"] == sum(counts.values())
+    assert check_updates(folder, 4) == counts["trained"] == 64
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 1, 2, 3], "metrics hold each step once"
+
+
+def same_bits(one: Path, other: Path) -> bool:
+    first, second = final_weights(one), final_weights(other)
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_synchronous_run_killed_five_times_ends_bit_for_bit_like_the_whole_one(tmp_path: Path, whole_sync: Path) -> None:
+    folder = tmp_path / "run"
+    assert killed_run(folder, SYNC, seed=1, kills=5) >= 3, "most kills must come before the end, or this shows nothing"
+    check_whole(folder)
+    assert same_bits(folder, whole_sync)
+
+
+def test_a_partial_rollout_run_killed_five_times_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert killed_run(folder, APRIL, seed=2, kills=5) >= 3, "most kills must come before the end, or this shows nothing"
+    check_whole(folder)
+
+
+def test_the_comparison_of_weights_can_fail(tmp_path: Path, whole_sync: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    run_logged(folder, False, (*SYNC, "seed=1"))
+    assert not same_bits(folder, whole_sync)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10, 14))
+@pytest.mark.parametrize("schedule", [SYNC, APRIL], ids=["sync", "april"])
+def test_killed_at_many_more_moments(tmp_path: Path, whole_sync: Path, schedule: tuple[str, ...], seed: int) -> None:
+    folder = tmp_path / "run"
+    killed_run(folder, schedule, seed=seed, kills=5)
+    check_whole(folder)
+    assert schedule is APRIL or same_bits(folder, whole_sync)
+
+
+def test_parked_samples_keep_their_tokens_over_a_crash(tmp_path: Path) -> None:
+    from april.run.build import build
+    from april.run.resume import restore
+
+    folder = tmp_path / "run"
+    run_and_kill(folder, False, APRIL, 9_000)
+    parts = build(recipe_for(folder, *APRIL))
+    restore(parts)
+    kept = sum(len(sample) for state in parts.pool.groups.values() for sample in state.samples.values())
+    assert parts.pool.ledger.balanced and parts.pool.num_running == 0
+    assert kept > 0, "nothing was written down before the crash"
