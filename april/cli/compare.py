@@ -32,7 +32,9 @@ def compare_command(
         for name, extra in order if seed % 2 == 0 else order[::-1]:
             folder = out / f"{name.replace('=', '-')}-seed{seed}"
             folders[name].append(folder)
-            _run(recipe, overlays, [*overrides, *extra, f"seed={seed}", f"out={json.dumps(str(folder))}"], folder, quiet or as_json)
+            _run(
+                recipe, overlays, [*overrides, *extra, f"seed={seed}", f"out={json.dumps(str(folder))}"], folder, quiet or as_json
+            )
     report = write_comparison(folders, out / "comparison.html")
     summaries = {name: [json.loads((folder / "summary.json").read_text()) for folder in runs] for name, runs in folders.items()}
     payload = {"recipe": recipe, "seeds": seeds, "report": str(report), "sides": {n: _figures(s) for n, s in summaries.items()}}

@@ -104,7 +104,7 @@ def read_toml(path: Path) -> Tree:
         raise RecipeError("a recipe is not valid TOML", where=str(path), got=error) from None
 
 
-def find_recipe(name: str, beside: Path | None = None) -> Path:
+def find_recipe(name: str, beside: Path | None = None, folder: str = "run") -> Path:
     """The file of a recipe: a path, a file beside the recipe that names it, or a recipe that comes with April."""
     path = Path(name)
     for candidate in (beside / path if beside else path, path):
@@ -112,11 +112,11 @@ def find_recipe(name: str, beside: Path | None = None) -> Path:
             if candidate.exists() or candidate is path:
                 return candidate
             continue
-    packaged = Path(str(files("april") / "recipes" / "run" / f"{name}.toml"))
+    packaged = Path(str(files("april") / "recipes" / folder / f"{name}.toml"))
     if packaged.exists():
         return packaged
     raise RecipeError(
-        "there is no such recipe", got=name, expected="a TOML file or a recipe of April", hint=nearest(name, recipe_names())
+        "there is no such recipe", got=name, expected="a TOML file or a recipe of April", hint=nearest(name, recipe_names(folder))
     )
 
 
@@ -140,7 +140,12 @@ def parse_override(text: str) -> Tree:
 
 
 def load_layers(
-    recipe: str | Path | Mapping[str, Any], overlays: Sequence[str | Path] = (), overrides: Sequence[str] = ()
+    recipe: str | Path | Mapping[str, Any],
+    overlays: Sequence[str | Path] = (),
+    overrides: Sequence[str] = (),
+    *,
+    defaults: Mapping[str, Any] = DEFAULT_COMPONENTS,
+    folder: str = "run",
 ) -> Layers:
     """Stack a recipe, overlays and overrides.
 
@@ -148,13 +153,15 @@ def load_layers(
         recipe: a packaged name, a TOML file, or a tree.
         overlays: further TOML files, each laid over the former.
         overrides: dotted assignments, strongest.
+        defaults: the lowest layer.
+        folder: of April's own recipes that a name may mean.
     """
     layers = Layers()
-    layers.add(DEFAULT_COMPONENTS, "default")
+    layers.add(defaults, "default")
     if isinstance(recipe, Mapping):
         _add_with_bases(layers, recipe, "python", None, ())
     else:
-        _add_file(layers, find_recipe(str(recipe)), ())
+        _add_file(layers, find_recipe(str(recipe), folder=folder), ())
     for overlay in overlays:
         _add_file(layers, find_recipe(str(overlay)), ())
     for override in overrides:

@@ -360,6 +360,9 @@ class DriverView:
     def ready_groups(self, limit: int | None = None) -> tuple[GroupId, ...]:
         return tuple(self._pool.ready)[:limit]
 
+    def is_active(self, group: GroupId) -> bool:
+        return self._pool.groups[group].active
+
     def is_ready(self, group: GroupId) -> bool:
         return group in self._pool.ready
 

@@ -108,6 +108,10 @@ class View(Protocol):
         """The first completed groups."""
         ...
 
+    def is_active(self, group: GroupId) -> bool:
+        """Whether samples of the group run or are being scored."""
+        ...
+
     def is_ready(self, group: GroupId) -> bool:
         """Whether the group could be emitted now."""
         ...

@@ -17,9 +17,9 @@ from april.core.prompt import Prompt, Tokens
 from april.core.sample import Sample
 from april.core.sampling import SamplingSpec
 from april.engines.base import Engine
+from april.observe.statistics import paired_difference, pass_at_k, wilson_interval
 from april.rewards.base import Verifier
 from april.rewards.judge import judge
-from april.observe.statistics import paired_difference, pass_at_k, wilson_interval
 
 EVALUATION_SERIAL = -1
 """Group serial of evaluation samples: they have random streams of their own, the same at every evaluation."""

@@ -51,6 +51,7 @@ class SupervisedConfig(OptimizerConfig):
     num_steps: int = Field(ge=1, description="optimiser steps")
     batch_size: int = Field(64, ge=1, description="completions in each step")
     micro_batch_tokens: int = Field(16384, ge=1, description="prompt and completion tokens that go through the model at once")
+    muon_lr: float = Field(0.0, ge=0, description="learning rate of Muon on the hidden matrices; 0 leaves them to AdamW, too")
     seed: int = Field(0, description="order of the examples")
 
 

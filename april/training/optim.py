@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 from april.training.config import OptimizerConfig
 
 
-def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+def adamw(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices only."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
     matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
     vectors = [parameter for parameter in parameters if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -22,9 +23,8 @@ def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     )
 
 
-def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> float:
+def clip_gradients(gradients: list[Tensor], max_norm: float) -> float:
     """Scale all gradients down to `max_norm` in total; returns their norm before, nan or inf when one is not finite."""
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not gradients:
         return 0.0
     norm = float(_norm(gradients))

@@ -68,7 +68,7 @@ class Trainer:
         self.policy, self.config, self.version = policy, config, Version(0)
         self._algorithm = Algorithm.of(algorithm)
         self._learner = Learner(policy, self._algorithm, config, reference)
-        self._optimizer = adamw(policy.module, config)
+        self._optimizer = adamw(policy.module.parameters(), config)
         self._clock: Clock = clock if clock is not None else WallClock()
         self._total_steps = total_steps
         self._waiting: list[Batch] = []
@@ -104,7 +104,9 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         try:
             metrics = self._learner.backward(data, tokens, samples)
-            norm = clip_gradients(self._optimizer, self.config.max_grad_norm)
+            norm = clip_gradients(
+                [p.grad for p in self.policy.module.parameters() if p.grad is not None], self.config.max_grad_norm
+            )
             if not math.isfinite(norm):
                 raise ModelError(
                     "the gradient is not finite",

@@ -58,27 +58,43 @@ def train_supervised(
     """
     if not examples:
         raise DataError("there is nothing to train on", where="warm start", got="0 examples", expected="at least one")
-    optimizer = adamw(policy.module, config)
+    optimizers = _optimizers(policy, config)
     out: list[Progress] = []
     num_tokens = 0
     for step in range(config.num_steps):
         lr = learning_rate(config, step, config.num_steps)
-        set_learning_rate(optimizer, lr)
+        for optimizer, share in optimizers:
+            set_learning_rate(optimizer, lr * share)
         chosen = [examples[index] for index in _indices(step, len(examples), config)]
-        optimizer.zero_grad(set_to_none=True)
+        policy.module.zero_grad(set_to_none=True)
         loss, count = _backward(policy, chosen, config.micro_batch_tokens)
-        norm = clip_gradients(optimizer, config.max_grad_norm)
+        norm = clip_gradients([p.grad for p in policy.module.parameters() if p.grad is not None], config.max_grad_norm)
         if not np.isfinite(norm):
             raise ModelError(
                 "the gradient is not finite", where=f"warm start, step {step}", got=norm, hint="lower the learning rate"
             )
-        optimizer.step()
+        for optimizer, _ in optimizers:
+            optimizer.step()
         num_tokens += count
         out.append(Progress(step, loss, norm, lr, num_tokens))
         if progress is not None:
             progress(out[-1])
-    optimizer.zero_grad(set_to_none=True)
+    policy.module.zero_grad(set_to_none=True)
     return out
+
+
+def _optimizers(policy: Policy, config: SupervisedConfig) -> list[tuple[torch.optim.Optimizer, float]]:
+    """Each optimiser with its share of the scheduled learning rate.
+
+    Muon (Jordan et al. 2024) orthogonalises the momentum of hidden matrices; embeddings, the output layer and vectors keep AdamW.
+    """
+    if not config.muon_lr:
+        return [(adamw(policy.module.parameters(), config), 1.0)]
+    embedding = {id(layer.weight) for layer in (policy.module.get_input_embeddings(), policy.module.get_output_embeddings())}  # type: ignore[operator]
+    hidden = [p for p in policy.module.parameters() if p.ndim == 2 and id(p) not in embedding]
+    others = [p for p in policy.module.parameters() if p.ndim != 2 or id(p) in embedding]
+    muon = torch.optim.Muon(hidden, lr=config.muon_lr, momentum=0.95, weight_decay=config.weight_decay)
+    return [(adamw(others, config), 1.0), (muon, config.muon_lr / config.lr)]
 
 
 def _indices(step: int, size: int, config: SupervisedConfig) -> list[int]:

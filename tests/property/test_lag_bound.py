@@ -132,7 +132,7 @@ def test_without_the_bound_tokens_do_get_older() -> None:
 def test_a_dropped_prompt_is_not_issued_again_in_the_same_step(refill: str) -> None:
     """Invariant 25: no starvation loop of the long ones; their prompts come back with the next epoch."""
     config = AprilConfig(over_provision=2.0, max_lag_steps=1, over_age="drop_group", refill=refill)  # type: ignore[arg-type]
-    driver = make_driver(AprilSchedule(config), lambda s: reply_of(60 if s.id.serial % 4 == 3 else 5), groups_per_step=3, steps=16)
+    driver = make_driver(AprilSchedule(config), lambda s: reply_of(60 if s.id.serial % 4 == 3 else 5), groups_per_step=3, steps=16, num_prompts=150)
     evicted_at: dict[str, int] = {}
     issued_at: dict[str, list[int]] = defaultdict(list)
     listener = {"step": 0}

@@ -46,12 +46,13 @@ class AprilSchedule:
     def plan(self, view: View, memo: Memo) -> tuple[Plan, Memo]:
         if view.updating:
             return Plan(), memo
-        config = self.config
-        if config.over_age == "drop_group":
-            stale = over_age(view.groups_by_version(), view.version, config.max_lag_steps)
-            if stale and not view.num_running:
-                return Plan(evict=tuple((group, "over the lag bound") for group in stale)), memo
-        return (self._cut(view) or self._fill(view)), memo
+        stale: tuple[GroupId, ...] = ()
+        if self.config.over_age == "drop_group":
+            stale = over_age(view.groups_by_version(), view.version, self.config.max_lag_steps)
+            # One whose members are still being scored is never started again, and goes when the last outcome is there.
+            if gone := [group for group in stale if not view.is_active(group)]:
+                return Plan(evict=tuple((group, "over the lag bound") for group in gone)), memo
+        return (self._cut(view) or self._fill(view, frozenset(stale))), memo
 
     def _cut(self, view: View) -> Plan | None:
         """Stop and emit, once enough groups are ready."""
@@ -73,16 +74,20 @@ class AprilSchedule:
             return ()
         return due_now(view.groups_by_version(), view.version, view.groups_per_step, self.config.max_lag_steps)
 
-    def _fill(self, view: View) -> Plan:
+    def _fill(self, view: View, stale: frozenset[GroupId]) -> Plan:
         """Start waiting groups, the oldest first, then issue new ones, up to the room in flight."""
         room = self._room(view)
+        by_sample = self.config.granularity == "sample"
+        counts_samples = by_sample and self.config.refill == "continuous"
         start: list[SampleId] = []
         for group in view.waiting_groups():
-            if room <= 0:
-                break
+            placed = not counts_samples and view.is_active(group)  # a member that lost its engine: the group has its place
+            if group in stale or (room <= 0 and not placed):
+                continue
             waiting = view.waiting_samples(group)
-            room -= len(waiting) if self.config.granularity == "sample" else view.group_size
             start.extend(waiting)
+            if not placed:
+                room -= len(waiting) if by_sample else view.group_size
         wanted = min(room // view.group_size, view.issuable)
         issue = min(wanted, admissible(view.num_groups, view.groups_per_step, self.config.max_lag_steps))
         # Issue first and start together afterwards: the room is decided once, before anything of it is active.
