@@ -103,8 +103,12 @@ class KvBucket:
         weights = torch.baddbmm(self._step_mask, grouped, keys, alpha=scale).softmax(-1)
         return torch.bmm(weights, self._values[layer].narrow(1, 0, self.longest)).view(self.size, -1)
 
+    def additive_mask(self) -> torch.Tensor:
+        """(size, 1, 1, longest): 0 where a row has a token, -inf elsewhere."""
+        return self._mask[: self.size, :1, : self.longest].unsqueeze(1)
+
     def _attend_fused(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
         key, value = self.views(layer)
         grouped = query.reshape(self.size, self.num_kv_heads, -1, self.head_dim)
-        mask = self._mask[: self.size, :1, : self.longest].unsqueeze(1)
+        mask = self.additive_mask()
         return F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale).reshape(self.size, -1)

@@ -42,7 +42,7 @@ class LeanShape:
 def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis; the mean is taken in float32, as `transformers` does."""
     if x.dtype == torch.float32:
-        return F.rms_norm(x, (x.shape[-1],), weight, eps)
+        return torch.rms_norm(x, x.shape[-1:], weight, eps)
     wide = x.to(torch.float32)
     normed = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
     return normed if weight is None else weight * normed

@@ -12,6 +12,7 @@ from __future__ import annotations
 import unittest
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -33,12 +34,15 @@ class EngineContract:
         cut_tolerance: largest difference of log-probs between a cut and an uncut run.
         num_cuts: random cuts of each sample.
         children_differ: whether forks have random streams of their own (an engine with fixed replies may have none).
+        reuse_finished: whether the undisturbed run is made once for all tests of the class.
     """
 
     score_tolerance = 1e-4
     cut_tolerance = 1e-4
     num_cuts = 3
     children_differ = True
+    reuse_finished = True
+    _finished: ClassVar[list[Sample]]
 
     # -- hooks ----------------------------------------------------------------------------------------------------
 
@@ -76,11 +80,15 @@ class EngineContract:
         return EngineRun(engine, self.advance), samples
 
     def finished(self) -> list[Sample]:
-        """All samples, run without any interruption."""
-        run, samples = self.start()
-        run.submit(samples)
-        run.drain()
-        return run.results(samples)
+        """All samples, run without any interruption; once a class, since `make` always gives the same."""
+        whole: list[Sample] | None = type(self).__dict__.get("_finished") if self.reuse_finished else None
+        if whole is None:
+            run, samples = self.start()
+            run.submit(samples)
+            run.drain()
+            whole = run.results(samples)
+            type(self)._finished = whole
+        return whole
 
     def needs(self, holds: bool, reason: str) -> None:
         """Skip unless the engine promises this."""

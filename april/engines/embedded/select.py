@@ -9,7 +9,7 @@ import torch
 from april.core.errors import ModelError
 from april.engines.embedded.config import EmbeddedConfig
 from april.engines.embedded.forward import Forward, LeanForward
-from april.engines.embedded.transformers_forward import TransformersForward
+from april.engines.embedded.transformers_forward import transformers_forward
 from april.models.lean_decode import LeanDecoder
 
 
@@ -30,4 +30,4 @@ def make_forward(module: Any, config: EmbeddedConfig) -> Forward:
             expected="qwen3, qwen2 or llama with default rope and no sliding window",
             hint='set engine.forward = "auto"',
         )
-    return TransformersForward(module, dtype)
+    return transformers_forward(module, dtype)

@@ -22,6 +22,8 @@ from april.core.sample import Sample
 from april.core.sampling import SamplingSpec
 from april.engines.embedded.config import EmbeddedConfig
 from april.engines.embedded.engine import EmbeddedEngine
+from april.engines.embedded.transformers_forward import CachedTransformersForward, transformers_forward
+from april.models.kv import KvBucket
 from april.testing.engine_run import EngineRun, cut, same_tokens
 from april.testing.toy_model import CharTokenizer, ToyKind, toy_model
 
@@ -279,6 +281,36 @@ def test_stop_strings_need_a_tokenizer() -> None:
 def test_the_lean_forward_by_name_refuses_other_models() -> None:
     with pytest.raises(ModelError, match="gpt_neox"):
         EmbeddedEngine(_module(0, torch.float32, "gpt_neox"), clock=VirtualClock(), config=EmbeddedConfig(forward="lean"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "cached"),
+    [
+        ("gpt_neox", {}, True),
+        ("gpt2", {}, True),
+        ("olmo2", {}, True),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, True),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}, False),
+        ("gemma2", {}, False),
+    ],
+)
+def test_other_architectures_use_their_kv_where_it_is_plain(kind: Any, options: dict[str, Any], cached: bool) -> None:
+    module = toy_model(kind, dtype=torch.float64, **options)
+    forward = transformers_forward(module)
+    assert isinstance(forward, CachedTransformersForward) is cached
+    run, samples = _run(module), _samples(1, 2, max_new_tokens=12, temperature=0.0)
+    for sample in _finish(run, samples):
+        ids = torch.from_numpy(sample.prompt.token_ids.astype(np.int64))[None]
+        for token in sample.token_ids.tolist():
+            assert module(ids).logits[0, -1].argmax() == token
+            ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+
+
+def test_a_cached_forward_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = _module(0, torch.float32, "gpt_neox")
+    assert isinstance(transformers_forward(module), CachedTransformersForward)
+    monkeypatch.setattr(KvBucket, "additive_mask", lambda bucket: bucket._mask[: bucket.size, :1, None, : bucket.longest] * 0)
+    assert not isinstance(transformers_forward(module), CachedTransformersForward)
 
 
 def test_both_forwards_sample_the_same() -> None:

@@ -42,6 +42,7 @@ class Faulty:
 
 class Kit(EngineContract):
     score_tolerance = cut_tolerance = 1e-6
+    reuse_finished = False
 
     def __init__(self, **faults: Callable[..., Any]) -> None:
         self.faults = faults
