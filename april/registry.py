@@ -160,7 +160,7 @@ def _table(kind: str) -> dict[str, Component]:
 
 def _find(kind: str, name: object, where: str) -> Component:
     table = _table(kind)
-    if name not in table:
+    if isinstance(name, str) and name not in table:
         _load_entry_points(kind)
     if not isinstance(name, str) or name not in table:
         raise RecipeError(f"unknown {kind}", where=where, got=name, expected="a registered name", hint=nearest(str(name), table))

@@ -79,7 +79,7 @@ def intact_length(data: bytes) -> int:
 
 
 def _to_json(value: Any, arrays: list[npt.NDArray[Any]]) -> Any:
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         arrays.append(value)
         return {"$array": [value.dtype.str, list(value.shape)]}
     name = type(value).__name__

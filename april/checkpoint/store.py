@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from april.core.errors import CheckpointError, ResourceError
 
@@ -111,11 +112,19 @@ def problem_of(folder: Path) -> str | None:
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text())
+        if manifest["schema"] != SCHEMA:
+            return f"schema {manifest['schema']}, this version reads {SCHEMA}"
+        if not folder.name.startswith(f"{_PREFIX}{manifest['step']:06d}"):
+            return f"manifest.json says step {manifest['step']}"
+        return _problem_of_files(folder, manifest["files"])
     except (OSError, ValueError) as error:
         return f"manifest.json: {error}"
-    if manifest.get("schema") != SCHEMA:
-        return f"schema {manifest.get('schema')}, this version reads {SCHEMA}"
-    for name, entry in manifest["files"].items():
+    except (KeyError, TypeError, AttributeError) as error:
+        return f"manifest.json does not have its form: {error!r}"
+
+
+def _problem_of_files(folder: Path, files: dict[str, dict[str, Any]]) -> str | None:
+    for name, entry in files.items():
         file = folder / name
         if not file.is_file():
             return f"{name} is missing"

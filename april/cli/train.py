@@ -53,8 +53,8 @@ def show_summary(console: Console, folder: Path, summary: dict[str, Any]) -> Non
     balanced = "balances" if summary["ledger_balanced"] else "DOES NOT BALANCE"
     idle = summary["idle_fraction"]
     console.print(
-        f"  {summary['steps']} steps in {summary['wall_s'] or 0:.0f} s; engine idle {idle or 0:.0%}; {summary['parked_total']} samples parked, "
-        f"{summary['resumed_total']} resumed; lag at most {summary['max_lag_steps']}; the ledger {balanced}",
+        f"  {summary['steps']} steps in {summary['wall_s'] or 0:.0f} s; engine idle {idle or 0:.0%}; "
+        f"{summary['parked_total']} samples parked, {summary['resumed_total']} resumed; lag at most {summary['max_lag_steps']}; the ledger {balanced}",
         highlight=False,
     )
     console.print(f"  report: {folder / 'report.html'}", highlight=False)

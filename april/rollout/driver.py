@@ -300,7 +300,7 @@ class Driver:
             f"step {self.emitted_steps} cannot be completed: nothing is pending",
             got="; ".join([state, *pending, f"ends: {dict(pool.ledger.reasons)}"]),
             expected="an engine, reward or trainer that will report something",
-            hint="the data set may be smaller than a batch, or the filters drop every group; `april train RECIPE --dry-run` checks both",
+            hint="is the data set smaller than a batch, or does a filter drop every group? `april train RECIPE --dry-run` tells",
         )
 
 

@@ -275,12 +275,10 @@ class Pool:
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _state(self, sample: SampleId) -> GroupState:
-        try:
-            return self.groups[sample.group]
-        except KeyError:
-            raise LedgerError(
-                "an event names a sample that is not open", where=str(sample), expected="a sample of an open group"
-            ) from None
+        state = self.groups.get(sample.group)
+        if state is None or sample not in self.status:
+            raise LedgerError("an event names a sample that is not open", where=str(sample), expected="a sample of an open group")
+        return state
 
     def _running_state(self, sample: SampleId) -> GroupState:
         state = self._state(sample)

@@ -55,7 +55,8 @@ def check_recipe(recipe: Recipe) -> list[Finding]:
             got=f"{recipe.training.num_optimizer_steps} > {recipe.batch.groups_per_step}",
             hint="lower the one or raise the other",
         )
-    detail = f"{recipe.batch.groups_per_step} groups x {recipe.batch.group_size} = {samples} samples per update, {recipe.steps} updates"
+    shape = f"{recipe.batch.groups_per_step} groups x {recipe.batch.group_size} = {samples} samples per update"
+    detail = f"{shape}, {recipe.steps} updates"
     return [Finding("batch", detail), Finding("algorithm", f"columns {', '.join(sorted(recipe.algorithm.requires))}")]
 
 
@@ -127,7 +128,7 @@ def check_gold_answers(recipe: Recipe, data: Data, verifier: Verifier) -> Findin
             where="reward, task",
             got=wrong[0],
             expected=f"at least one of {len(probes)} judged correct",
-            hint="see that the reward's answer_pattern finds the answer, and that task.gold_template writes it as the policy would",
+            hint="reward.answer_pattern must find the answer, and task.gold_template write it as the policy would",
         )
     detail = f"{len(probes) - len(wrong)} of {len(probes)} right answers judged correct"
     return Finding("reward", detail + (f"; first refused: {wrong[0]}" if wrong else ""))

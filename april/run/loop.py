@@ -248,7 +248,7 @@ def _check_folder(folder: Path, resume: bool) -> None:
         raise CheckpointError(
             "the folder holds a run already",
             where=str(folder),
-            hint=f"continue it with `april train --resume {folder}`, choose another folder with out=..., or start over with --overwrite",
+            hint=f"continue: `april train --resume {folder}`; start over: --overwrite; keep both: out=ANOTHER_FOLDER",
         )
 
 

@@ -1,10 +1,10 @@
 """Save a run and continue it: nothing lost, nothing trained twice.
 
-A run's state is its newest checkpoint plus the journal written since. To continue, the checkpoint is loaded and the journal replayed
-through the same transitions: groups come back with their tokens, and updates that the checkpoint has not seen are done again on the
-very groups that were emitted, so each version is made once from the same data. What was running waits again, with the tokens that
-were written down ("tokens"); or the interrupted step is generated again from its start ("step"), which repeats the uninterrupted run
-bit for bit on a deterministic engine.
+A run's state is its newest checkpoint plus the journal written since. To continue, the checkpoint is loaded and the journal
+replayed through the same transitions: groups come back with their tokens, and updates that the checkpoint has not seen are
+done again on the very groups that were emitted, so each version is made once from the same data. What was running waits
+again, with the tokens that were written down ("tokens"); or the interrupted step is generated again from its start
+("step"), which repeats the uninterrupted run bit for bit on a deterministic engine.
 """
 
 from __future__ import annotations

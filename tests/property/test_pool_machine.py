@@ -165,4 +165,4 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestPoolMachine = PoolMachine.TestCase
-TestPoolMachine.settings = settings(max_examples=30, stateful_step_count=40)
+TestPoolMachine.settings = settings(max_examples=20, stateful_step_count=40)

@@ -22,15 +22,23 @@ class AprilConfig(Config):
 
     type: Literal["april"] = "april"
     over_provision: float = Field(
-        1.5, ge=1.0, description="groups in flight over groups per step (alpha = M / N); mean lag is about alpha - 1"
+        1.5, ge=1.0, description="groups in flight over groups per step (alpha = M / N); the mean lag is about alpha - 1"
     )
     max_lag_steps: int = Field(ge=0, description="largest lag of a trained token, in updates")
-    over_age: OverAge = Field("finish_first", description="what becomes of data at the bound: finish_first waits for it, drop_group evicts it, "
-                              "mask_tokens trains the group without its old tokens")  # fmt: skip
-    refill: Literal["step", "continuous"] = Field("step", description="step: fill once, and again by M groups when filters leave fewer than N, as in "
-                                                  "APRIL's code; continuous: replace each group that finishes")  # fmt: skip
-    granularity: Literal["group", "sample"] = Field("group", description="what fills a place in flight: a group until its last sample is done, or "
-                                                    "each unfinished sample by itself")  # fmt: skip
+    over_age: OverAge = Field(
+        "finish_first",
+        description="what becomes of data at the bound: finish_first waits for it, drop_group evicts it, mask_tokens trains "
+        "the group without its old tokens",
+    )
+    refill: Literal["step", "continuous"] = Field(
+        "step",
+        description="step: fill once, and again by M groups when filters leave fewer than N, as in APRIL's code; "
+        "continuous: replace each group that finishes",
+    )
+    granularity: Literal["group", "sample"] = Field(
+        "group",
+        description="what fills a place in flight: a group until its last sample is done, or each unfinished sample by itself",
+    )
 
 
 class AprilSchedule:

@@ -27,7 +27,7 @@ from april.core.group import Failure, Group, Reward
 from april.core.ids import SampleId
 from april.core.sample import Sample
 from april.core.sampling import SamplingSpec
-from april.engines.scripted import ScriptedEngine, token_logprobs
+from april.engines.scripted import Reply, ScriptedEngine, token_logprobs
 from april.rollout.driver import Driver
 from april.rollout.schedules.april import AprilConfig, AprilSchedule
 from april.rollout.schedules.sync import SyncConfig, SyncSchedule
@@ -116,12 +116,17 @@ def test_cutting_at_any_place_gives_the_same_samples() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("delay_s", [0.0, 3.5])
-def test_april_without_over_provision_is_the_synchronous_run(seed: int, delay_s: float) -> None:
-    """Invariant 35: event for event, with slow rewards too; and not so with over-provision (the negative control)."""
-    tapes = []
+@pytest.mark.parametrize("breaks_at", [None, 3])
+def test_april_without_over_provision_is_the_synchronous_run(seed: int, delay_s: float, breaks_at: int | None) -> None:
+    """Invariant 35: event for event, with slow rewards and lost engines too; and not so with over-provision (the negative control)."""
+    tapes, lengths = [], long_tailed(seed, 10, 64)
+
+    def replies(sample: Sample) -> Reply:
+        return reply_of(len(lengths(sample).token_ids), breaks_at)
+
     for schedule in (sync(), april(over_provision=1.0), april(over_provision=1.0, granularity="sample"), april()):
         tape = Tape()
-        run_steps(make_driver(schedule, long_tailed(seed, 10, 64), steps=6, watcher=tape, delay_s=lambda _s: delay_s))
+        run_steps(make_driver(schedule, replies, steps=6, watcher=tape, delay_s=lambda _s: delay_s))
         tapes.append(tape.entries)
     assert tapes[0] == tapes[1] == tapes[2]
     assert tapes[0] != tapes[3]
@@ -303,7 +308,7 @@ def test_parking_is_not_a_lost_engine() -> None:
     """Invariant 33: a long sample that was parked in each step has its retries left when its engine dies."""
     tokens = {0: 60}
 
-    def replies(sample: Sample):  # type: ignore[no-untyped-def]
+    def replies(sample: Sample) -> Reply:
         return reply_of(tokens.get(sample.id.serial, 4), breaks_at=50 if sample.id.serial == 0 else None)
 
     driver = make_driver(april(max_lag_steps=20), replies, max_retries=1, steps=18)
