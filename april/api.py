@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from april.config.load import Tree
 from april.config.resolve import Resolved, resolve
+from april.core.errors import CheckpointError
 from april.core.group import Reward
 from april.core.sample import Sample
 from april.run.build import Parts, build, run_folder
@@ -67,10 +69,12 @@ def evaluate(
     Args:
         recipe, overrides, overlays, reward, items: as for `train`.
         model: policy to evaluate: a Hugging Face folder or hub name, or a run's folder, whose newest checkpoint is taken;
-            the recipe's policy by default.
+            the recipe's policy by default, and the run's where `recipe` is a run's folder.
         progress: told (mode, samples done, samples in all).
     """
-    extra = [] if model is None else [f"model.path='{policy_of(Path(model))}'"]
+    if model is None and is_run(recipe):
+        model = str(recipe)
+    extra = [] if model is None else [f"model.path={json.dumps(policy_of(Path(model)))}"]
     resolved = resolve_recipe(recipe, overlays, [*overrides, *extra], items)
     parts = build(resolved, reward=reward)
     return [evaluate_parts(parts, mode, _counted(parts, mode, progress)) for mode in parts.recipe.evaluation.modes]
@@ -81,9 +85,26 @@ def _counted(parts: Parts, mode: str, progress: Callable[[str, int, int], None])
     return lambda done: progress(mode, done, total)
 
 
+def is_run(recipe: RecipeLike) -> bool:
+    """Whether a recipe is the folder of a run."""
+    return isinstance(recipe, str | Path) and (Path(recipe) / "recipe.toml").is_file()
+
+
 def policy_of(path: Path) -> str:
-    """The model folder inside a run's folder or checkpoint; anything else is taken as it is."""
+    """The model folder inside a run's folder or checkpoint; anything else is taken as it is.
+
+    Raises:
+        CheckpointError: a run that has no checkpoint.
+    """
     checkpoints = sorted((path / "checkpoints").glob("step-*")) if (path / "checkpoints").is_dir() else []
+    if is_run(path) and not checkpoints:
+        raise CheckpointError(
+            "a run has no checkpoint yet",
+            where=str(path),
+            got="no folder checkpoints/step-*",
+            expected="a run that reached one",
+            hint=f"`april train --resume {path}` goes on from its journal",
+        )
     folder = checkpoints[-1] if checkpoints else path
     return str(folder / "model" if (folder / "model").is_dir() else folder)
 
@@ -94,9 +115,10 @@ def resolve_recipe(
     overrides: Sequence[str] = (),
     items: Sequence[Mapping[str, Any]] | None = None,
 ) -> Resolved:
-    """Resolve a recipe that may be a run's folder, with items given directly."""
-    if isinstance(recipe, str | Path) and (Path(recipe) / "recipe.toml").exists():
-        recipe = Path(recipe) / "recipe.toml"
+    """Resolve a recipe that may be a run's folder, with items given directly; such a run stays in that folder."""
+    if is_run(recipe):
+        folder = str(recipe).replace("{", "{{").replace("}", "}}")
+        recipe, overrides = Path(str(recipe)) / "recipe.toml", [f"out={json.dumps(folder)}", *overrides]
     resolved = resolve(recipe, overlays, overrides)
     if items is None:
         return resolved

@@ -15,7 +15,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from april.config.schema import Config
-from april.core.errors import RecipeError, nearest
+from april.core.errors import RecipeError, choice
+
+SEE_LIST = "`april list` describes every component and its options"
+SEE_CONFIG = "`april config RECIPE` prints every value and where it came from"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,21 +125,26 @@ def validate(model: type[Config], data: object, where: str) -> Config:
 
 def _refused(error: ValidationError, model: type[Config], where: str) -> RecipeError:
     findings = error.errors()
-    first = findings[0]
+    # An unknown key first: when it is a misspelt one, it is also why another key is missing.
+    first = next((finding for finding in findings if finding["type"] == "extra_forbidden"), findings[0])
     path = ".".join(part for part in [where, *(str(part) for part in first["loc"])] if part)
     others = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
     if first["type"] == "extra_forbidden":
         unknown = str(first["loc"][-1])
-        return RecipeError(
-            "unknown key" + others, where=path, got=unknown, hint=nearest(unknown, _fields_at(model, first["loc"][:-1]))
-        )
+        known = set(_model_at(model, first["loc"][:-1]).model_fields) - {"type"}
+        return RecipeError("unknown key" + others, where=path, got=unknown, **choice(unknown, known, SEE_LIST))
+    described = _description(model, first["loc"])
     if first["type"] == "missing":
-        return RecipeError("a required key is missing" + others, where=path, expected=_description(model, first["loc"]))
-    message = first["msg"].removeprefix("Value error, ")
-    return RecipeError("a value cannot be used" + others, where=path, got=repr(first.get("input")), expected=message)
+        return RecipeError("a required key is missing" + others, where=path, got="nothing", expected=described, hint=SEE_LIST)
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    expected = f"{message} ({described})" if described else message
+    return RecipeError(
+        "a value cannot be used" + others, where=path, got=repr(first.get("input")), expected=expected, hint=SEE_CONFIG
+    )
 
 
-def _fields_at(model: Any, location: tuple[Any, ...]) -> list[str]:
+def _model_at(model: Any, location: tuple[Any, ...]) -> Any:
+    """The config that a path leads to, as far as it can be followed."""
     for part in location:
         field = getattr(model, "model_fields", {}).get(part)
         annotation = field.annotation if field is not None else None
@@ -144,17 +152,17 @@ def _fields_at(model: Any, location: tuple[Any, ...]) -> list[str]:
         inner = next((c for c in candidates if isinstance(c, type) and issubclass(c, Config)), None)
         if inner is not None:
             model = inner
-    return list(getattr(model, "model_fields", {}))
+    return model
 
 
 def _description(model: type[Config], location: tuple[Any, ...]) -> str | None:
-    field = model.model_fields.get(str(location[0])) if len(location) == 1 else None
+    field = _model_at(model, location[:-1]).model_fields.get(str(location[-1])) if location else None
     return field.description if field is not None else None
 
 
 def _table(kind: str) -> dict[str, Component]:
     if kind not in KINDS:
-        raise RecipeError("there is no such kind of component", got=kind, hint=nearest(kind, KINDS))
+        raise RecipeError("there is no such kind of component", got=kind, **choice(kind, KINDS, SEE_LIST))
     return KINDS[kind]
 
 
@@ -163,7 +171,9 @@ def _find(kind: str, name: object, where: str) -> Component:
     if isinstance(name, str) and name not in table:
         _load_entry_points(kind)
     if not isinstance(name, str) or name not in table:
-        raise RecipeError(f"unknown {kind}", where=where, got=name, expected="a registered name", hint=nearest(str(name), table))
+        raise RecipeError(
+            f"unknown {kind}", where=where, got=name, **choice(str(name), table, f"`april list {kind}` describes them")
+        )
     return table[name]
 
 

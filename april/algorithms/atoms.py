@@ -31,7 +31,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from pydantic import Field, ValidationError, create_model
 
 from april.config.schema import Config
-from april.core.errors import RecipeError, nearest
+from april.core.errors import RecipeError, choice, nearest
 
 ONE = ("advantage", "ratio", "bounds", "surrogate", "aggregate", "update")
 CHAINS = ("filter", "compose", "reward", "adjust")
@@ -150,7 +150,10 @@ def parse(slot: str, value: object, *, where: str, default_type: str | None = No
     name = data.get("type", default_type)
     if not isinstance(name, str) or name not in SLOTS[slot]:
         raise RecipeError(
-            "unknown type", where=f"{where}.type", got=name, expected="a registered name", hint=nearest(str(name), SLOTS[slot])
+            "unknown type",
+            where=f"{where}.type",
+            got=name,
+            **choice(str(name), SLOTS[slot], f"`april list algorithm.{slot}` describes them"),
         )
     config = SLOTS[slot][name].config
     try:
@@ -164,6 +167,13 @@ def _refused(error: ValidationError, config: type[Atom], where: str) -> RecipeEr
     path = ".".join([where, *(str(part) for part in first["loc"])])
     if first["type"] == "extra_forbidden":
         unknown = str(first["loc"][-1])
-        return RecipeError("unknown key", where=path, got=unknown, hint=nearest(unknown, config.model_fields))
-    got = None if first["type"] == "missing" else first.get("input")
-    return RecipeError("a value cannot be used", where=path, got=got, expected=first["msg"])
+        known = set(config.model_fields) - {"type"}
+        return RecipeError("unknown key", where=path, got=unknown, **choice(unknown, known, "`april list` describes all options"))
+    got = "nothing" if first["type"] == "missing" else first.get("input")
+    field = config.model_fields.get(str(first["loc"][0])) if first["loc"] else None
+    expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if field is not None and field.description:
+        expected += f" ({field.description})"
+    return RecipeError(
+        "a value cannot be used", where=path, got=got, expected=expected, hint="`april list` describes all options"
+    )

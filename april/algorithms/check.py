@@ -67,8 +67,8 @@ def check(config: AlgorithmConfig, run: RunFacts) -> None:
     _check_lengths(config, run)
 
 
-def _refuse(what: str, *keys: str, got: object, hint: str) -> None:
-    raise RecipeError(what, where=", ".join(keys), got=got, hint=hint)
+def _refuse(what: str, *keys: str, got: object, hint: str, expected: str | None = None) -> None:
+    raise RecipeError(what, where=", ".join(keys), got=got, expected=expected, hint=hint)
 
 
 def _check_sampling(run: RunFacts) -> None:
@@ -81,6 +81,7 @@ def _check_sampling(run: RunFacts) -> None:
         _refuse(
             "training on truncated sampling is refused unless the kept set is stored",
             run.key("top_p"), run.key("top_k"), got=f"top_p {run.top_p}, top_k {run.top_k}", hint="set top_p = 1 and top_k = 0",
+            expected="samples of the whole distribution",
         )  # fmt: skip
 
 
@@ -101,7 +102,7 @@ def _check_credit(config: AlgorithmConfig, run: RunFacts) -> None:
         _refuse(
             "a group estimator compares siblings, and there are none",
             "algorithm.advantage", run.key("group_size"), got=f"{config.advantage.type}, {run.group_size} sample a prompt",
-            hint=f"set {run.key('group_size')} to 2 or more",
+            expected="2 samples a prompt or more", hint=f"set {run.key('group_size')} to 2 or more",
         )  # fmt: skip
 
 
@@ -144,6 +145,7 @@ def _check_corrections(config: AlgorithmConfig, run: RunFacts) -> None:
         _refuse(
             "tokens of older versions are trained on without a correction",
             "algorithm.weights", run.key("stale_tokens"), got=sorted(config.weights) or "no weights",
+            expected="a weight that corrects for old behaviour",
             hint="add algorithm.weights.tis = { cap = 2.0 }, or allow no lag",
         )  # fmt: skip
 

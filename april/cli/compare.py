@@ -61,7 +61,7 @@ def _run(recipe: str, overlays: list[str], overrides: list[str], folder: Path, q
     for overlay in overlays:
         command += ["--overlay", overlay]
     print(f"-- {folder.name}", file=sys.stderr)
-    done = subprocess.run([*command, *(["--quiet"] if quiet else [])], stdout=sys.stderr, check=False)
+    done = subprocess.run([*command, *(["--quiet"] if quiet else [])], stdout=sys.stderr.fileno(), check=False)
     if done.returncode:
         sys.exit(done.returncode)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from april.cli.main import emit
 
+MAX_WIDTH = 100
+"""Longer values are cut in the table; --toml shows them whole."""
+
 
 def config_command(recipe: str, overlays: list[str], overrides: list[str], toml: bool, as_json: bool) -> None:
     """Print a resolved recipe."""
@@ -20,4 +23,5 @@ def config_command(recipe: str, overlays: list[str], overrides: list[str], toml:
         path_width = max(len(path) for path, _, _ in rows)
         value_width = min(40, max(len(value) for _, value, _ in rows))
         for path, value, origin in rows:
-            print(f"{path:<{path_width}}  {' '.join(value.split()):<{value_width}}  # {origin}")
+            short = value if len(value) <= MAX_WIDTH else value[: MAX_WIDTH - 4] + " ..."
+            print(f"{path:<{path_width}}  {short:<{value_width}}  # {origin}")

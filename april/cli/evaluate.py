@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from april.cli.main import emit
+from april.cli.main import emit, only_json
+from april.observe.words import percent
 
 
 def evaluate_command(recipe: str, overlays: list[str], overrides: list[str], model: str | None, as_json: bool) -> None:
@@ -18,20 +19,38 @@ def evaluate_command(recipe: str, overlays: list[str], overrides: list[str], mod
     def show(mode: str, done: int, total: int) -> None:
         bar = bars.get(mode)
         if bar is None:
-            bar = bars[mode] = Progress(f"evaluating, {mode}", total, file=sys.stderr)
+            bar = bars[mode] = Progress(f"evaluating, {mode}", total, unit="samples", file=sys.stderr)
             bar.__enter__()
         bar.advance(done - bar.done)
         if done == total:
             bar.__exit__(None, None, None)
 
-    results = evaluate(recipe, model=model, overrides=overrides, overlays=overlays, progress=show)
+    with only_json(as_json):
+        results = evaluate(recipe, model=model, overrides=overrides, overlays=overlays, progress=show)
     records = {result.mode: result.to_record(0, 0.0) for result in results}
     if as_json:
-        keep = ("accuracy", "low", "high", "n_problems", "num_samples", "pass_at", "length_mean", "length_p50", "length_p99")
+        keep = (
+            "accuracy",
+            "failed",
+            "low",
+            "high",
+            "n_problems",
+            "num_samples",
+            "pass_at",
+            "length_mean",
+            "length_p50",
+            "length_p99",
+        )
         emit({mode: {key: record[key] for key in keep} for mode, record in records.items()})
         return
-    for mode, record in records.items():
-        line = f"{mode:<8} accuracy {record['accuracy']:.1%}  95 % interval {record['low']:.1%} to {record['high']:.1%}"
-        print(f"{line}  on {record['n_problems']} problems; length {record['length_mean']:.0f}, p99 {record['length_p99']:.0f}")
+    for result in results:
+        record = records[result.mode]
+        interval = f"95 % interval {percent(record['low'])} to {percent(record['high'])}"
+        lengths = f"length {record['length_mean']:.0f}, p99 {record['length_p99']:.0f}"
+        print(
+            f"{result.mode:<8} accuracy {percent(record['accuracy'])}, {interval}, on {record['n_problems']} problems; {lengths}"
+        )
         if record["num_samples"] > 1:
-            print(" " * 9 + "  ".join(f"pass@{k} {value:.1%}" for k, value in record["pass_at"].items()))
+            print(" " * 9 + "  ".join(f"pass@{k} {percent(value)}" for k, value in record["pass_at"].items()))
+        for reason, count in result.failures.most_common(1):
+            print(" " * 9 + f"{record['failed']} of {len(result.outcomes)} judgements failed; most often: {reason} ({count})")

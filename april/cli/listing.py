@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+from pathlib import Path
 from typing import Any
 
 from april.cli.main import emit
 
 
 def list_command(kind: str | None, as_json: bool) -> None:
-    """Print components with their options; nothing heavy is imported."""
-    from april.core.errors import RecipeError, nearest
+    """Print components with their options; nothing heavy is imported.
+
+    Args:
+        kind: such as "schedule" or "algorithm.surrogate"; "algorithm" alone means all its slots, and a slot's own name will
+            do where no other kind has it.
+        as_json: one line of JSON instead.
+    """
+    from april.core.errors import RecipeError, choice
 
     table = components()
-    if kind is not None and kind not in table:
-        raise RecipeError("there is no such kind of component", got=kind, hint=nearest(kind, table))
-    shown = {kind: table[kind]} if kind else table
+    if kind is None:
+        shown = {name: entries for name, entries in table.items() if entries}
+    else:
+        wanted = kind if kind in table else f"algorithm.{kind}"
+        shown = {name: entries for name, entries in table.items() if name == wanted or name.startswith(f"{kind}.")}
+    if not shown:
+        raise RecipeError(
+            "there is no such kind of component", where="KIND", got=kind, **choice(str(kind), table, "leave it out")
+        )
     if as_json:
         emit(shown)
         return
@@ -23,7 +38,9 @@ def list_command(kind: str | None, as_json: bool) -> None:
         for entry in entries:
             print(f"  {entry['name']:<16} {entry['summary']}")
             for option in entry["options"]:
-                print(f"      {option['name']:<22} {option['default']:<14} {option['help']}")
+                print(f"      {option['name']:<22} {option['default']:<14} {option['help']}".rstrip())
+        if not entries:
+            print("  nothing is registered yet")
 
 
 def components() -> dict[str, list[dict[str, Any]]]:
@@ -36,14 +53,19 @@ def components() -> dict[str, list[dict[str, Any]]]:
         kind: [_entry(name, registry.config_class(kind, name, kind)) for name in registry.names(kind)] for kind in registry.KINDS
     }
     table |= {
-        slot: [_entry(name, entry.config) for name, entry in sorted(atoms.items())] for slot, atoms in SLOTS.items() if atoms
+        f"algorithm.{slot}": [_entry(name, entry.config) for name, entry in sorted(atoms.items())]
+        for slot, atoms in SLOTS.items()
     }
-    table["presets"] = [{"name": name, "summary": "algorithm.preset", "options": []} for name in recipe_names("algorithm")]
-    table["recipes"] = [
-        {"name": name, "summary": find_recipe(name).read_text().splitlines()[0].lstrip("# "), "options": []}
-        for name in recipe_names()
-    ]
+    for title, folder in (("algorithm.preset", "algorithm"), ("recipes", "run"), ("warm-start recipes", "warm_start")):
+        found = [(name, find_recipe(name, folder=folder)) for name in recipe_names(folder)]
+        table[title] = [{"name": name, "summary": _first_line(path), "options": []} for name, path in found]
     return table
+
+
+def _first_line(recipe: Path) -> str:
+    """The first sentence of the comment with which a recipe begins."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), recipe.read_text(encoding="utf-8").splitlines())
+    return re.split(r"\.(?:\s|$)", " ".join(line.lstrip("# ") for line in lines))[0]
 
 
 def _entry(name: str, model: Any) -> dict[str, Any]:

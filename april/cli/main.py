@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from april.core.errors import AprilError
+from april.core.errors import AprilError, ResourceError
 
 app = typer.Typer(
     name="april",
@@ -29,24 +34,58 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Plain lines instead of the
 RecipeName = Annotated[str, typer.Argument(help="A packaged recipe, a TOML file, or a run's folder.", metavar="RECIPE")]
 
 
-def main() -> None:
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+"""What the file system may say to a path of the user's; other errors of the system are defects and show a traceback."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors that a user can act on end with one screen and exit code 2."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(standalone_mode=False)
+        code = app(args=given or ["--help"], standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else 0)
     except AprilError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except typer.Abort:
+        fail(str(error))
+    except (typer.Abort, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        fail(str(_refused_by_system(error)))
     except Exception as error:
-        if hasattr(error, "format_message"):  # click's own usage errors
-            print(f"error: {error.format_message()}", file=sys.stderr)
-            sys.exit(2)
-        raise
+        if not hasattr(error, "format_message"):
+            raise
+        # one of click's own, about the arguments
+        command = next((name for name in given if name in {entry.name for entry in app.registered_commands}), "")
+        fail(f"{error.format_message()}\n  next:     `{' '.join(('april', command)).strip()} --help`")
+
+
+def fail(message: str) -> NoReturn:
+    """End with an error that the user can act on."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _refused_by_system(error: OSError) -> ResourceError:
+    return ResourceError(
+        "the file system refuses",
+        where=str(error.filename or "a file of the run"),
+        got=error.strerror,
+        expected="a path that can be read or written, with room on its disk",
+        hint="free some room, or choose another folder; what was saved before is intact",
+    )
+
+
+@contextmanager
+def only_json(as_json: bool) -> Iterator[None]:
+    """With --json, whatever the body prints goes to standard error: standard output is for the one line."""
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        yield
 
 
 def emit(payload: dict[str, Any]) -> None:
@@ -134,8 +173,9 @@ def report(
     from april.core.errors import DataError
     from april.observe.report import write_report
 
-    if not folder.is_dir():
-        raise DataError("there is no such run", where=str(folder), expected="a run's folder")
+    if not (folder / "recipe.toml").is_file():
+        got = "a folder without recipe.toml" if folder.is_dir() else "no such folder"
+        raise DataError("there is no such run", where=str(folder), got=got, expected="a run's folder", hint="check the path")
     print(write_report(folder, out))
 
 
@@ -155,7 +195,9 @@ def config(
 
 @app.command(name="list")
 def list_components(
-    kind: Annotated[str | None, typer.Argument(help="One kind only, such as schedule, surrogate or recipes.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="One kind only, such as schedule, reward, algorithm.surrogate or recipes.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List every registered component with its options."""

@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from april.cli.main import emit
+from april.cli.main import emit, only_json
+from april.observe.words import duration, percent
 
 
 def train_command(
     recipe: str, overlays: list[str], overrides: list[str], *, resume: bool, overwrite: bool, quiet: bool, as_json: bool
 ) -> None:
     """Train, show a summary, and end with JSON where asked."""
-    console = Console(stderr=as_json)
-    with console.status(f"preparing {recipe} ...") if console.is_terminal else _nothing():
-        from april.api import resolve_recipe
-        from april.run.build import run_folder
-        from april.run.loop import Run
-        from april.run.loop import overwrite as forget
+    console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+    with only_json(as_json):
+        with console.status(f"preparing {recipe} ...") if console.is_terminal else nullcontext():
+            from april.api import resolve_recipe
+            from april.run.build import run_folder
+            from april.run.loop import Run
+            from april.run.loop import overwrite as forget
 
-        resolved = resolve_recipe(recipe, overlays, overrides)
-        if overwrite:
-            forget(run_folder(resolved.recipe))
-        run = Run(resolved, resume=resume, quiet=quiet)
-    for finding in run.parts.findings:
-        console.print(f"  {finding.name:<10} {finding.detail}", highlight=False)
-    result = run.run()
+            resolved = resolve_recipe(recipe, overlays, overrides)
+            if overwrite:
+                forget(run_folder(resolved.recipe))
+            run = Run(resolved, resume=resume, quiet=quiet)
+        for finding in run.parts.findings:
+            console.print(f"  {finding.name:<10} {finding.detail}", markup=False)
+        try:
+            result = run.run()
+        except KeyboardInterrupt:
+            console.print(f"ended at once; `april train --resume {run.parts.folder}` goes on from the journal", markup=False)
+            sys.exit(130)
     if as_json:
         emit({"folder": str(result.folder), "interrupted": result.interrupted, **result.summary})
     else:
@@ -39,25 +46,39 @@ def train_command(
 
 def show_summary(console: Console, folder: Path, summary: dict[str, Any]) -> None:
     """What the run came to, in a few lines."""
+    lines = [*_gains(summary), *_totals(summary)]
+    console.print("\n".join(f"  {line}" for line in [*lines, f"report: {folder / 'report.html'}"]), markup=False)
+
+
+def _gains(summary: dict[str, Any]) -> list[str]:
+    lines = []
     for mode, suffix in (("sampled at temperature 1", ""), ("greedy", "_greedy")):
         before, after = summary.get(f"accuracy_before{suffix}"), summary.get(f"accuracy_after{suffix}")
         if before is None or after is None:
             continue
-        line = f"  held-out accuracy, {mode}: {before:.1%} -> {after:.1%}"
+        line = f"held-out accuracy, {mode}: {percent(before)} -> {percent(after)}"
         if (gain := summary.get(f"gain{suffix}")) is not None:
             low, high = summary[f"gain_low{suffix}"], summary[f"gain_high{suffix}"]
-            line += (
-                f"  ({100 * gain:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}, {summary['n_eval']} problems)"
-            )
-        console.print(line, highlight=False)
-    balanced = "balances" if summary["ledger_balanced"] else "DOES NOT BALANCE"
-    idle = summary["idle_fraction"]
-    console.print(
-        f"  {summary['steps']} steps in {summary['wall_s'] or 0:.0f} s; engine idle {idle or 0:.0%}; "
-        f"{summary['parked_total']} samples parked, {summary['resumed_total']} resumed; lag at most {summary['max_lag_steps']}; the ledger {balanced}",
-        highlight=False,
-    )
-    console.print(f"  report: {folder / 'report.html'}", highlight=False)
+            points = f"{100 * gain:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+            line += f" ({points}, {summary['n_eval']} problems)"
+        lines.append(line)
+    return lines
+
+
+def _totals(summary: dict[str, Any]) -> list[str]:
+    idle, ledger = summary["idle_fraction"], summary["ledger"]
+    balance = "balances" if summary["ledger_balanced"] else "DOES NOT BALANCE"
+    lines = [
+        f"{summary['steps']} steps in {duration(summary['wall_s'] or 0)}; engine idle for {percent(idle, 0)} of the rollout",
+        f"{summary['parked_total']} times a sample was parked, {summary['resumed_total']} times resumed; "
+        f"lag at most {summary['max_lag_steps']} steps; the ledger {balance}",
+    ]
+    lost = {end: ledger["counts"].get(end, 0) for end in ("failed", "filtered", "evicted")}
+    if any(lost.values()):
+        reasons = sorted(ledger["reasons"].items(), key=lambda item: -item[1])[:3]
+        ends = ", ".join(f"{count} samples {end}" for end, count in lost.items() if count)
+        lines.append(f"{ends}; most often: " + ", ".join(f"{reason} ({count})" for reason, count in reasons))
+    return lines
 
 
 def check_only(recipe: str, overlays: list[str], overrides: list[str], as_json: bool) -> None:
@@ -65,17 +86,12 @@ def check_only(recipe: str, overlays: list[str], overrides: list[str], as_json: 
     from april.api import resolve_recipe
     from april.run.build import build, run_folder
 
-    resolved = resolve_recipe(recipe, overlays, overrides)
-    parts = build(resolved)
+    with only_json(as_json):
+        resolved = resolve_recipe(recipe, overlays, overrides)
+        parts = build(resolved)
     if as_json:
         emit({"ok": True, "folder": str(run_folder(resolved.recipe)), "checks": {f.name: f.detail for f in parts.findings}})
         return
     for finding in parts.findings:
         print(f"ok  {finding.name:<10} {finding.detail}")
     print(f"ok  {'model':<10} {parts.num_parameters / 1e6:.2f} M parameters on {parts.policy.device}")
-
-
-class _nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...

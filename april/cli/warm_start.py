@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from april.cli.main import emit
+from april.cli.main import emit, only_json
 
 
 def warm_start_command(recipe: str, overrides: list[str], out: Path, quiet: bool, as_json: bool) -> None:
@@ -26,7 +26,8 @@ def warm_start_command(recipe: str, overrides: list[str], out: Path, quiet: bool
         if done == total:
             bar.__exit__(None, None, None)
 
-    summary = warm_start(resolved, out, show)
+    with only_json(as_json):
+        summary = warm_start(resolved, out, show)
     if as_json:
         emit(summary)
     else:

@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from april.core.errors import RecipeError, nearest
+from april.core.errors import RecipeError, choice, nearest
 
 Tree = dict[str, Any]
 
@@ -96,12 +96,18 @@ def read_toml(path: Path) -> Tree:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(
-            "a recipe file is missing", where=str(path), hint="check the path, or see `april list recipes`"
+            "a recipe file is missing",
+            where=str(path),
+            got="no such file",
+            expected="a TOML file or a recipe of April",
+            hint="check the path, or see `april list recipes`",
         ) from None
     except IsADirectoryError:
         raise RecipeError("a recipe must be a file", where=str(path), hint=f"a run's recipe is {path}/recipe.toml") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError("a recipe is not valid TOML", where=str(path), got=error) from None
+        raise RecipeError(
+            "a recipe is not valid TOML", where=str(path), got=error, expected="TOML 1.0", hint="correct that line of the file"
+        ) from None
 
 
 def find_recipe(name: str, beside: Path | None = None, folder: str = "run") -> Path:
@@ -116,7 +122,11 @@ def find_recipe(name: str, beside: Path | None = None, folder: str = "run") -> P
     if packaged.exists():
         return packaged
     raise RecipeError(
-        "there is no such recipe", got=name, expected="a TOML file or a recipe of April", hint=nearest(name, recipe_names(folder))
+        "there is no such recipe",
+        where="RECIPE",
+        got=name,
+        expected="a TOML file or a recipe of April",
+        hint=nearest(name, recipe_names(folder)),
     )
 
 
@@ -129,7 +139,13 @@ def parse_override(text: str) -> Tree:
     path, equals, raw = text.partition("=")
     keys = [key.strip() for key in path.split(".")]
     if not equals or not all(keys):
-        raise RecipeError("an override has the form path.to.key=value", got=text, expected="such as schedule.over_provision=2")
+        raise RecipeError(
+            "an override has the form path.to.key=value",
+            where="command line",
+            got=text,
+            expected="such as schedule.over_provision=2",
+            hint="strings need no quotes; other files go after --overlay",
+        )
     try:
         value = tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
@@ -193,7 +209,7 @@ def _expand_preset(layers: Layers) -> None:
     path = Path(str(files("april") / "recipes" / "algorithm" / f"{name}.toml"))
     if not path.exists():
         raise RecipeError(
-            "unknown preset", where="algorithm.preset", got=name, hint=nearest(str(name), recipe_names("algorithm"))
+            "unknown preset", where="algorithm.preset", got=name, **choice(str(name), recipe_names("algorithm"), "leave it out")
         )
     preset = Layers()
     preset.add({"algorithm": read_toml(path)}, f"preset {name}")

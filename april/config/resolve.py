@@ -12,6 +12,8 @@ import tomli_w
 from april import registry
 from april.config.load import Layers, load_layers
 from april.config.recipe import Recipe
+from april.config.schema import Config
+from april.core.errors import RecipeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Resolved:
 
     def values(self) -> dict[str, Any]:
         """All values, defaults included, as plain data; unset optional values are left out."""
-        return self.recipe.model_dump(mode="json", exclude_none=True)
+        return _plain(self.recipe, self.recipe.model_dump(mode="json"))
 
     def origin(self, path: str) -> str:
         """Which layer set a value; "default" where none did."""
@@ -48,8 +50,43 @@ def resolve(
         RecipeError: for anything that cannot be understood, with its path and the nearest known name.
     """
     layers = load_layers(recipe, overlays, overrides)
-    validated = registry.validate(Recipe, layers.values, "")
+    try:
+        validated = registry.validate(Recipe, layers.values, "")
+    except RecipeError as error:
+        raise _with_origin(error, layers) from None
     return Resolved(validated, layers)  # type: ignore[arg-type]
+
+
+def _with_origin(error: RecipeError, layers: Layers) -> RecipeError:
+    """The same error, with the layer that set the value beside its path."""
+    path = str(error.where)
+    origins = {origin for key, origin in layers.origins.items() if key == path or key.startswith((f"{path}.", f"{path}["))}
+    if len(origins) != 1 or "default" in origins:
+        return error
+    where = f"{path} (from {origins.pop()})"
+    return type(error)(error.what, where=where, got=error.got, expected=error.expected, hint=error.hint)
+
+
+def _plain(model: Config, tree: dict[str, Any]) -> dict[str, Any]:
+    """Dumped values without None: left out where that is the default, else `false`, which takes a part away."""
+    out = {}
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if value is not None:
+            out[name] = _plain_inner(value, tree[name])
+        elif field.get_default(call_default_factory=True) is not None:
+            out[name] = False
+    return out
+
+
+def _plain_inner(value: Any, tree: Any) -> Any:
+    if isinstance(value, Config):
+        return _plain(value, tree)
+    if isinstance(value, Mapping):
+        return {key: _plain_inner(value[key], inner) for key, inner in tree.items() if inner is not None}
+    if isinstance(value, list | tuple):
+        return [_plain_inner(item, inner) for item, inner in zip(value, tree, strict=True)]
+    return tree
 
 
 def explain(resolved: Resolved) -> list[tuple[str, str, str]]:
@@ -67,4 +104,9 @@ def _flat(tree: Mapping[str, Any], path: str) -> list[tuple[str, Any]]:
 
 
 def _shown(value: Any) -> str:
-    return tomli_w.dumps({"v": value}).removeprefix("v = ").strip() if not isinstance(value, Mapping) else "{}"
+    """A value as TOML on one line."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_shown(inner)}" for key, inner in value.items()) + " }" if value else "{}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_shown(item) for item in value) + "]"
+    return tomli_w.dumps({"v": value}).removeprefix("v = ").strip()

@@ -97,6 +97,14 @@ class ResourceError(AprilError):
     """Disk, memory or device that is not there."""
 
 
+def choice(name: str, known: Iterable[str], otherwise: str) -> dict[str, str]:
+    """`expected` and `hint` for a name that is none of the known ones; `otherwise` is the hint when none is close."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    expected = "one of " + ", ".join(names) if names else "known: none"
+    return {"expected": expected, "hint": f"did you mean {close[0]!r}?" if close else otherwise}
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence that names the closest known word, or lists them all when none is close."""
     names = sorted(known)

@@ -91,6 +91,8 @@ class ScriptedEngine:
         self._load = Load()
 
     def submit(self, samples: Sequence[Sample]) -> None:
+        if len({sample.id for sample in samples}) < len(samples):
+            raise EngineError("a sample was submitted twice in one call", got=[str(sample.id) for sample in samples])
         for sample in samples:
             self._check(sample)
         if not self._jobs:

@@ -25,7 +25,9 @@ class ItemsTask(Config):
             DataError: for no items, or one without a question or answer.
         """
         if not self.items:
-            raise DataError("a data set is empty", where="task.items", expected="at least one item")
+            raise DataError(
+                "a data set is empty", where="task.items", got="no items", expected="at least one item", hint="give some items"
+            )
         for index, item in enumerate(self.items):
             for name in ("question", "answer"):
                 if name not in item:

@@ -54,7 +54,8 @@ class JsonlTask(Config):
                 if self.limit is not None and len(items) == self.limit:
                     break
         if not items:
-            raise DataError("a data set is empty", where=str(path), got="no lines", expected="one JSON object a line")
+            hint = "write items into the file, or set task.path to another one"
+            raise DataError("a data set is empty", where=str(path), got="no lines", expected="one JSON object a line", hint=hint)
         return items
 
     def _item(self, line: str, number: int, path: Path) -> Item:

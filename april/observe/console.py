@@ -19,6 +19,10 @@ Mode = Literal["auto", "live", "plain", "silent"]
 Record = Mapping[str, Any]
 
 MAX_EVALUATIONS = 6
+RECENT_STEPS = 10
+"""Steps whose duration says how long the rest will take: lengths drift, and evaluations are no steps."""
+MIN_MEASURED_S = 1.0
+"""The first units of a batch are the quickest: before this much time nothing is said about the time left."""
 
 
 class Progress:
@@ -81,11 +85,11 @@ class Progress:
 
     @property
     def left_s(self) -> float | None:
-        """Estimated seconds to the end; None before the first unit."""
-        since = self.done - self._first
-        if since <= 0:
+        """Estimated seconds to the end; None before anything is known about it."""
+        since, elapsed_s = self.done - self._first, self._clock() - self._start_s
+        if since <= 0 or elapsed_s < MIN_MEASURED_S:
             return None
-        return (self._clock() - self._start_s) / since * max(0, self.total - self.done)
+        return elapsed_s / since * max(0, self.total - self.done)
 
     def _line(self, force: bool = False) -> None:
         now_s = self._clock()
@@ -128,6 +132,7 @@ class RunView:
         self._done = self._first = first_step
         self._metrics: Record = {}
         self._accuracies: list[float] = []
+        self._steps_s: list[float] = []
         self._evaluations: list[Record] = []
         self._status = ""
         self._clock, self._every_s = clock, every_s
@@ -146,6 +151,8 @@ class RunView:
         self._metrics = metrics
         self._done = int(metrics.get("step", self._done)) + 1
         self._status = ""
+        if _finite(metrics.get("step_s")) and metrics["step_s"] > 0:
+            self._steps_s.append(float(metrics["step_s"]))
         accuracy = metrics.get("accuracy")
         if _finite(accuracy):
             self._accuracies.append(float(accuracy))
@@ -173,7 +180,9 @@ class RunView:
         since = self._done - self._first
         if since <= 0:
             return None
-        return (self._clock() - self._start_s) / since * max(0, self.num_steps - self._done)
+        recent = self._steps_s[-RECENT_STEPS:]
+        step_s = sum(recent) / len(recent) if recent else (self._clock() - self._start_s) / since
+        return step_s * max(0, self.num_steps - self._done)
 
     def finish(self, rows: list[tuple[str, str, str]], *, report: str = "") -> None:
         """The table at the end: what, before, after; then where the report is."""

@@ -54,6 +54,18 @@ def judge_all(verifier: Verifier, samples: Sequence[Sample], decode: Decode, tim
     return [judge(verifier, decode(sample.token_ids), sample, timeout_s) for sample in samples]
 
 
+def judge_gold(
+    verifier: Verifier, golds: Iterable[tuple[Prompt, str]], timeout_s: float | None = 5.0
+) -> list[tuple[Prompt, str, Outcome]]:
+    """Each prompt and given completion with its outcome."""
+
+    def outcome(prompt: Prompt, text: str) -> Outcome:
+        sample = Sample(SampleId(0, 0, prompt.id, 0), prompt, SamplingSpec(max_new_tokens=1), stop="stop")
+        return judge(verifier, text, sample, timeout_s)
+
+    return [(prompt, text, outcome(prompt, text)) for prompt, text in golds]
+
+
 def check_gold(verifier: Verifier, golds: Iterable[tuple[Prompt, str]], timeout_s: float | None = 5.0) -> list[str]:
     """For the dry run: what is wrong with the judgement of completions that must be correct.
 
@@ -66,9 +78,7 @@ def check_gold(verifier: Verifier, golds: Iterable[tuple[Prompt, str]], timeout_
         one line for each completion that fails or is judged incorrect.
     """
     wrong: list[str] = []
-    for prompt, text in golds:
-        sample = Sample(SampleId(0, 0, prompt.id, 0), prompt, SamplingSpec(max_new_tokens=1), stop="stop")
-        outcome = judge(verifier, text, sample, timeout_s)
+    for prompt, text, outcome in judge_gold(verifier, golds, timeout_s):
         if isinstance(outcome, Failure):
             wrong.append(f"{prompt.id}: {outcome.reason}; gold {text[-60:]!r}")
         elif isinstance(outcome, Reward) and not outcome.correct:

@@ -32,6 +32,10 @@ from april.rollout.pool import GroupState, Pool
 from april.rollout.view import Memo, Plan, Schedule, Status
 
 MAX_PLANS_PER_TURN = 10_000
+MAX_FAILED_BATCHES = 4
+"""A run ends when this many batches' worth of groups in succession had too few rewards: the reward or the engine is broken."""
+MAX_FRUITLESS_BATCHES = 64
+"""The same for groups that were dropped for any reason, the filters' included."""
 GroupFilter = Callable[[Group], str | None]
 """Why a complete group is dropped, or None to keep it."""
 
@@ -52,6 +56,8 @@ class RewardSource(Source, Protocol):
     """Judges finished samples."""
 
     def submit(self, sample: Sample) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Watcher(Protocol):
@@ -115,6 +121,7 @@ class Driver:
         self._blocked_at: int | None = None
         self._batch: Batch | None = None
         self._updated: Updated | None = None
+        self._failed_in_a_row = self._dropped_in_a_row = 0
 
     # -- what the loop calls ------------------------------------------------------------------------------------------
 
@@ -277,13 +284,32 @@ class Driver:
         rewarded = sum(not isinstance(outcome, Failure) for outcome in state.outcomes.values())
         if rewarded < self.min_rewarded:
             self.pool.drop(state.id, Status.FAILED, f"fewer than {self.min_rewarded} rewarded members")
+            self._dropped(failed=True)
             return
         group = state.to_group()
         for group_filter in self.group_filters:
             if reason := group_filter(group):
                 self.pool.drop(state.id, Status.FILTERED, reason)
+                self._dropped(failed=False)
                 return
         self.pool.keep(state.id)
+        self._failed_in_a_row = self._dropped_in_a_row = 0
+
+    def _dropped(self, *, failed: bool) -> None:
+        """Give up when nothing that is generated can be trained: without this a run would go on for ever."""
+        self._failed_in_a_row = self._failed_in_a_row + 1 if failed else 0
+        self._dropped_in_a_row += 1
+        num, batch = self._dropped_in_a_row, max(4, self.groups_per_step)
+        if self._failed_in_a_row < MAX_FAILED_BATCHES * batch and num < MAX_FRUITLESS_BATCHES * batch:
+            return
+        reasons = "; ".join(f"{reason} ({count} samples)" for reason, count in self.pool.ledger.reasons.most_common(3))
+        raise RolloutError(
+            "no group can be trained",
+            where=f"step {self.emitted_steps}",
+            got=f"{num} groups in succession were dropped. {reasons}",
+            expected=f"groups with at least {self.min_rewarded} rewarded samples that pass algorithm.filter",
+            hint="try the reward on one response by hand, and see that the problems are neither all solved nor all too hard",
+        )
 
     def issuable(self) -> int:
         """Groups that may be issued now: batches still wanted, unless the next prompt in order is still open."""

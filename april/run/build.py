@@ -81,28 +81,52 @@ def device_of(name: str) -> torch.device:
     """The torch device of a recipe.
 
     Raises:
-        ModelError: a CUDA device is asked for and there is none.
+        ModelError: a device that is not there, or that torch does not know.
     """
+    cuda = torch.cuda.is_available()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError("there is no CUDA device", where="model.device", got=name, hint='set model.device = "auto"')
-    return torch.device(name)
+        return torch.device("cuda" if cuda else "cpu")
+    expected = f'"auto", "cpu" or "cuda"; this machine has {torch.cuda.device_count()} CUDA devices'
+    hint = 'set model.device = "auto"; `april doctor` lists the devices'
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ModelError("an unknown device", where="model.device", got=name, expected=expected, hint=hint) from None
+    if device.type == "cuda" and (device.index or 0) >= (torch.cuda.device_count() if cuda else 0):
+        raise ModelError("there is no such CUDA device", where="model.device", got=name, expected=expected, hint=hint)
+    return device
 
 
 def load_policy(recipe: Recipe, path: str | None = None) -> tuple[Policy, Tokenizer]:
     """The policy of a recipe, or another one in its place, with its tokenizer."""
     name = model_path(path or recipe.model.path)
+    device = device_of(recipe.model.device)
+    _check_folder(name)
     torch.set_num_threads(recipe.model.threads or torch.get_num_threads())
     tokenizer = Tokenizer.load(name)
     policy = Policy.load(
         name,
         dtype=torch.float64 if recipe.training.dtype == "float64" else torch.float32,
-        device=device_of(recipe.model.device),
+        device=device,
         gradient_checkpointing=recipe.training.gradient_checkpointing,
         autocast=recipe.training.autocast,
     )
     return policy, tokenizer
+
+
+def _check_folder(name: str) -> None:
+    """A name that can only mean a folder must be one: the hub is not asked for it."""
+    path = Path(name)
+    hub_name = len(path.parts) <= 2 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+    if path.is_dir() or (hub_name and not (len(path.parts) == 2 and path.parent.is_dir())):
+        return
+    raise ModelError(
+        "a model folder does not exist",
+        where="model.path",
+        got=name,
+        expected='a Hugging Face folder, the name of a model on the hub, or "packaged"',
+        hint="check the path; it is relative to the working directory",
+    )
 
 
 def context_tokens(policy: Policy) -> int:
@@ -166,27 +190,24 @@ def build(
     context = context_tokens(policy)
     data = load_data(recipe, tokenizer, context)
     verifier = build_reward(reward) if reward is not None else verifier_of(recipe, data.task)
-    findings += [*check_data(recipe, data, tokenizer, context), check_gold_answers(recipe, data, verifier)]
+    custom = reward is not None or getattr(recipe.reward, "type", None) == "python"
+    findings += [*check_data(recipe, data, tokenizer, context), check_gold_answers(recipe, data, verifier, custom=custom)]
     reference = load_policy(recipe, recipe.model.reference)[0] if "reference" in recipe.algorithm.requires else None
     engine = build_engine(recipe, policy, tokenizer, clock)
     trainer = Trainer(policy, recipe.algorithm, recipe.training, reference=reference, clock=clock, total_steps=recipe.steps)
     prompts, pool = PromptSampler(data.train, recipe.seed), Pool()
+    rewards = RewardRunner(verifier, tokenizer.decode, clock, recipe.scoring.timeout_s, recipe.scoring.workers)
     driver = Driver(
         clock=clock,
         engine=engine,
-        rewards=RewardRunner(verifier, tokenizer.decode, clock, recipe.scoring.timeout_s, recipe.scoring.workers),
-        schedule=registry.builder("schedule", recipe.schedule.type)(recipe.schedule),
+        rewards=rewards,
         prompts=prompts,
         spec=sampling_spec(recipe, tokenizer),
-        groups_per_step=recipe.batch.groups_per_step,
-        group_size=recipe.batch.group_size,
-        steps=recipe.steps,
         pool=pool,
         sources=(trainer,),
-        group_filters=group_filters(recipe.algorithm),
-        min_rewarded=min_rewarded(recipe),
         watcher=watcher,
         should_stop=should_stop,
+        **driver_options(recipe),
     )
     store = CheckpointStore(folder / "checkpoints", recipe.checkpoint.keep)
     parts = Parts(
@@ -208,6 +229,18 @@ def build(
     )
     findings.append(check_disk(folder, parts.num_parameters, recipe.checkpoint.keep))
     return parts
+
+
+def driver_options(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says about when work runs and what counts."""
+    return {
+        "schedule": registry.builder("schedule", recipe.schedule.type)(recipe.schedule),
+        "groups_per_step": recipe.batch.groups_per_step,
+        "group_size": recipe.batch.group_size,
+        "steps": recipe.steps,
+        "group_filters": group_filters(recipe.algorithm),
+        "min_rewarded": min_rewarded(recipe),
+    }
 
 
 def open_journal(parts: Parts, name: str) -> Journal:

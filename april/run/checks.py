@@ -11,9 +11,10 @@ from april import registry
 from april.algorithms.check import GROUP_ESTIMATORS, RunFacts, check
 from april.config.recipe import Recipe
 from april.core.errors import DataError, ModelError, RecipeError, ResourceError
+from april.core.group import Failure
 from april.core.prompt import Prompt
 from april.rewards.base import Verifier
-from april.rewards.judge import check_gold
+from april.rewards.judge import check_gold, judge_gold
 from april.run.data import Data
 from april.text.tokenizer import Tokenizer
 
@@ -116,12 +117,14 @@ def check_data(recipe: Recipe, data: Data, tokenizer: Tokenizer, context_tokens:
     ]
 
 
-def check_gold_answers(recipe: Recipe, data: Data, verifier: Verifier) -> Finding:
-    """The reward must accept the answers that the task knows to be right."""
+def check_gold_answers(recipe: Recipe, data: Data, verifier: Verifier, *, custom: bool = False) -> Finding:
+    """The reward must accept the answers that the task knows to be right; a `custom` one must at least judge them."""
     probes = [(prompt, gold) for prompt in _probes(data.train) if (gold := data.task.gold(prompt.item)) is not None]
     if not probes:
         return Finding("reward", "the task knows no right answers to try it on")
     wrong = check_gold(verifier, probes, recipe.scoring.timeout_s)
+    if len(wrong) == len(probes) and custom:
+        return _check_judged(recipe, probes, verifier)
     if len(wrong) == len(probes):
         raise DataError(
             "the reward accepts none of the right answers",
@@ -132,6 +135,22 @@ def check_gold_answers(recipe: Recipe, data: Data, verifier: Verifier) -> Findin
         )
     detail = f"{len(probes) - len(wrong)} of {len(probes)} right answers judged correct"
     return Finding("reward", detail + (f"; first refused: {wrong[0]}" if wrong else ""))
+
+
+def _check_judged(recipe: Recipe, probes: list[tuple[Prompt, str]], verifier: Verifier) -> Finding:
+    """Somebody's own reward may call nothing correct, but it must give rewards."""
+    failures = [
+        outcome for _, _, outcome in judge_gold(verifier, probes, recipe.scoring.timeout_s) if isinstance(outcome, Failure)
+    ]
+    if len(failures) == len(probes):
+        raise DataError(
+            "the reward fails on every right answer",
+            where="reward",
+            got=failures[0].reason,
+            expected="one number, named parts, or an april.Reward for each response",
+            hint="correct the function: it is called with (text, sample, item)",
+        )
+    return Finding("reward", f"none of {len(probes)} right answers judged correct (a reward of 1 or more)")
 
 
 def check_disk(out: Path, num_parameters: int, keep: int, free_bytes: Callable[[Path], int] | None = None) -> Finding:

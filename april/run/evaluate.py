@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from april.core.errors import EngineError
+from april.core.errors import EngineError, Interrupted
 from april.core.event import Broken, Finished, Parked, Progressed
-from april.core.group import Outcome, Reward
+from april.core.group import Failure, Outcome, Reward
 from april.core.ids import GroupId, SampleId, Version
 from april.core.prompt import Prompt, Tokens
 from april.core.sample import Sample
@@ -51,6 +52,11 @@ class Evaluation:
         """Share of correct samples; the mean over problems, as each has K."""
         return float(self.correct.mean())
 
+    @property
+    def failures(self) -> Counter[str]:
+        """Why samples got no reward, and how many; they count as not solved."""
+        return Counter(outcome.reason for outcome in self.outcomes if isinstance(outcome, Failure))
+
     def to_record(self, step: int, time_s: float) -> dict[str, Any]:
         """For evaluations.jsonl. The interval is Wilson's for one sample a problem, else the normal one over problems."""
         num_problems, num_samples = self.correct.shape
@@ -60,7 +66,7 @@ class Evaluation:
         else:
             shares = self.correct.mean(1)
             half = 1.96 * float(shares.std(ddof=1)) / max(1, num_problems) ** 0.5 if num_problems > 1 else float("nan")
-            low, high = self.accuracy - half, self.accuracy + half
+            low, high = max(0.0, self.accuracy - half), min(1.0, self.accuracy + half)
         solved = self.correct.sum(1)
         powers = [k for k in (1, 2, 4, 8, 16, 32, 64, 128) if k <= num_samples]
         return {
@@ -71,6 +77,7 @@ class Evaluation:
             "version": self.version,
             "n_problems": num_problems,
             "num_samples": num_samples,
+            "failed": sum(self.failures.values()),
             "accuracy": self.accuracy,
             "low": low,
             "high": high,
@@ -93,6 +100,7 @@ def evaluate(
     num_samples: int = 1,
     timeout_s: float = 5.0,
     progress: Callable[[int], None] = lambda _done: None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Answer every problem with an engine that does nothing else.
 
@@ -106,16 +114,18 @@ def evaluate(
         num_samples: K samples a problem; greedy takes one.
         timeout_s: for each judgement.
         progress: told how many samples are done.
+        should_stop: asked between events.
 
     Raises:
         EngineError: the engine is busy, or loses a sample.
+        Interrupted: when `should_stop` says so; the engine is idle again.
     """
     if mode == "greedy":
         spec, num_samples = replace(spec, temperature=0.0, top_p=1.0, top_k=0), 1
     version = engine.load().version
     ids = [GroupId(EVALUATION_SERIAL, 0, prompt.id).member(k) for prompt in prompts for k in range(num_samples)]
     samples = [Sample(id, prompt, spec) for id, prompt in zip(ids, (p for p in prompts for _ in range(num_samples)), strict=True)]
-    finished = _generate(engine, samples, progress)
+    finished = _generate(engine, samples, progress, should_stop)
     outcomes = [judge(verifier, decode(sample.token_ids), sample, timeout_s) for sample in finished]
     shape = (len(prompts), num_samples)
     correct = np.array([isinstance(outcome, Reward) and outcome.correct for outcome in outcomes]).reshape(shape)
@@ -123,7 +133,9 @@ def evaluate(
     return Evaluation(mode, version, spec.temperature, correct, lengths, tuple(finished), tuple(outcomes))
 
 
-def _generate(engine: Engine, samples: list[Sample], progress: Callable[[int], None]) -> list[Sample]:
+def _generate(
+    engine: Engine, samples: list[Sample], progress: Callable[[int], None], should_stop: Callable[[], bool]
+) -> list[Sample]:
     """Finish all samples; the engine must be idle."""
     load = engine.load()
     if load.running or load.waiting:
@@ -134,6 +146,9 @@ def _generate(engine: Engine, samples: list[Sample], progress: Callable[[int], N
     unfinished = set(state)
     engine.submit(samples)
     while unfinished:
+        if should_stop():
+            _empty(engine, unfinished)
+            raise Interrupted("an evaluation was asked to stop")
         for event in engine.poll():
             match event:
                 case Progressed() | Finished():
@@ -148,6 +163,13 @@ def _generate(engine: Engine, samples: list[Sample], progress: Callable[[int], N
                     pass
         progress(len(samples) - len(unfinished))
     return [state[sample.id] for sample in samples]
+
+
+def _empty(engine: Engine, samples: Collection[SampleId]) -> None:
+    """Take the samples out of the engine and forget them."""
+    engine.abort(list(samples))
+    while engine.load().running or engine.load().waiting:
+        engine.poll()
 
 
 def gain(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:

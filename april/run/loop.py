@@ -5,6 +5,7 @@ Synchronous, partial and asynchronous runs differ only in what the schedule plan
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Any
 
 from april.checkpoint.journal import Journal
 from april.config.resolve import Resolved
-from april.core.errors import CheckpointError, Interrupted
+from april.core.errors import CheckpointError, DataError, Interrupted
 from april.core.group import Batch
 from april.core.metric import Metrics, values
 from april.core.random import stream_key
@@ -47,10 +48,14 @@ class Result:
 
 
 class StopFlag:
-    """Turns the first SIGINT or SIGTERM into a request to stop at the next event; the second one interrupts at once."""
+    """Turns the first SIGINT or SIGTERM into a request to stop at the next event; the second one interrupts at once.
 
-    def __init__(self) -> None:
-        self.asked = False
+    Args:
+        talk: whether to say so on standard error.
+    """
+
+    def __init__(self, talk: bool = False) -> None:
+        self.asked, self._talk = False, talk
 
     def __call__(self) -> bool:
         return self.asked
@@ -72,6 +77,8 @@ class StopFlag:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        if self._talk:  # not print: the signal may have come in the middle of one
+            os.write(2, b"\nstopping after the next event, with a checkpoint; once more ends at once\n")
 
 
 class Run:
@@ -97,7 +104,7 @@ class Run:
         on_step: Callable[[dict[str, Any]], None] = lambda _row: None,
         reward: Callable[..., Any] | None = None,
     ) -> None:
-        self.stop, self.on_step = StopFlag(), on_step
+        self.stop, self.on_step = StopFlag(talk=quiet is not None), on_step
         self.parts: Parts = build(resolved, reward=reward, should_stop=self.stop)
         parts, recipe = self.parts, resolved.recipe
         _check_folder(parts.folder, resume)
@@ -128,14 +135,13 @@ class Run:
             for batch, metrics in self._missed:
                 telemetry.trained(batch, telemetry.row(batch, parts.driver, values(metrics), {}, parts.engine.load()))
             try:
-                if not read_jsonl(parts.folder / "evaluations.jsonl"):
+                if parts.driver.emitted_steps == 0:
                     self.evaluate(0)
                 while parts.driver.emitted_steps < parts.recipe.steps:
                     self._step()
+                self.evaluate(parts.recipe.steps)
             except Interrupted:
                 return self._interrupted()
-            if telemetry_step(parts.folder) != parts.recipe.steps:
-                self.evaluate(parts.recipe.steps)
             self._checkpoint()
         return self._finish(interrupted=False)
 
@@ -161,13 +167,14 @@ class Run:
             self.evaluate(done)
 
     def evaluate(self, step: int) -> list[Evaluation]:
-        """Held-out accuracy under the present weights, in every mode of the recipe; nothing may be running."""
-        parts, options = self.parts, self.parts.recipe.evaluation
-        done = []
-        for mode in options.modes:
+        """Held-out accuracy under the present weights, in the modes that are not written down for this step yet."""
+        parts, done = self.parts, []
+        known = {record["mode"] for record in read_jsonl(parts.folder / "evaluations.jsonl") if record["step"] == step}
+        for mode in [mode for mode in parts.recipe.evaluation.modes if mode not in known]:
             self.telemetry.view.status(f"evaluating on {len(parts.data.held_out)} held-out problems, {mode}")
             with self.telemetry.timeline.span("driver", f"evaluate {mode}"):
                 result = evaluate_parts(parts, mode)
+            _check_judged(result, step)
             self.telemetry.evaluated(result, step)
             done.append(result)
         self.telemetry.view.status("")
@@ -190,6 +197,7 @@ class Run:
         self.telemetry.close()
         if self.journal is not None:
             self.journal.close()
+        parts.driver.rewards.close()
         parts.engine.close()
         summary = summarise(folder, parts.pool.ledger.to_dict(), parts.pool.ledger.balanced)
         write_summary(folder, summary)
@@ -197,6 +205,18 @@ class Run:
             write_trace(folder / "timeline.jsonl", folder / "trace.json")
         write_report(folder)
         return Result(folder, summary, interrupted)
+
+
+def _check_judged(evaluation: Evaluation, step: int) -> None:
+    """A reward that fails on every response before the first step will not get better."""
+    if step == 0 and sum(evaluation.failures.values()) == len(evaluation.outcomes):
+        raise DataError(
+            "the reward fails on every response",
+            where="reward",
+            got=evaluation.failures.most_common(1)[0][0],
+            expected="one number, named parts, or an april.Reward for each response",
+            hint="correct the reward: it is called with (text, sample, item)",
+        )
 
 
 def evaluate_parts(parts: Parts, mode: str, progress: Callable[[int], None] = lambda _done: None) -> Evaluation:
@@ -219,13 +239,8 @@ def evaluate_parts(parts: Parts, mode: str, progress: Callable[[int], None] = la
         num_samples=options.num_samples,
         timeout_s=parts.recipe.scoring.timeout_s,
         progress=progress,
+        should_stop=parts.driver.should_stop,
     )
-
-
-def telemetry_step(folder: Path) -> int | None:
-    """The step of the last evaluation written down."""
-    records = read_jsonl(folder / "evaluations.jsonl")
-    return int(records[-1]["step"]) if records else None
 
 
 @contextmanager
@@ -241,13 +256,16 @@ def _check_folder(folder: Path, resume: bool) -> None:
         raise CheckpointError(
             "there is no run to continue",
             where=str(folder),
-            expected="a folder with recipe.toml",
-            hint="start it without --resume",
+            got="no recipe.toml",
+            expected="the folder of a run that was begun",
+            hint="check out=..., or start the run without --resume",
         )
     if begun and not resume:
         raise CheckpointError(
             "the folder holds a run already",
             where=str(folder),
+            got="recipe.toml",
+            expected="a folder without a run",
             hint=f"continue: `april train --resume {folder}`; start over: --overwrite; keep both: out=ANOTHER_FOLDER",
         )
 

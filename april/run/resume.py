@@ -98,6 +98,7 @@ def _load_checkpoint(parts: Parts, folder: Path) -> None:
     parts.prompts.load_state_dict(state["prompts"])
     parts.driver.lengths.load_state_dict(state["lengths"])
     parts.driver.memo, parts.driver.emitted_steps = state["memo"], state["emitted_steps"]
+    parts.driver.version = parts.trainer.version
     if not parts.trainer.version == state["version"] == step_of(folder):
         raise CheckpointError(
             "the parts of a checkpoint disagree", where=str(folder), got=(parts.trainer.version, state["version"])

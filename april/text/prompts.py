@@ -46,7 +46,9 @@ def build_prompts(
             "a system turn has no effect without a chat template", where="prompt.system", got=system, hint="set chat = true"
         )
     if not items:
-        raise DataError("a data set is empty", where="task", expected="at least one item")
+        raise DataError(
+            "a data set is empty", where="task", got="no items", expected="at least one item", hint="see the task's options"
+        )
     return list(_prompts(items, tokenizer, template, chat, system, max_prompt_tokens))
 
 
@@ -70,6 +72,6 @@ def _prompts(
                 where=f"prompt {name}",
                 got=f"{len(token_ids)} tokens: {text[:60]!r}...",
                 expected=f"at most {limit} tokens",
-                hint="raise the context, lower max_new_tokens, or drop the item",
+                hint="raise prompt.max_tokens (the policy's context is the limit), shorten prompt.template, or drop the item",
             )
         yield Prompt(name, token_ids, text, item)

@@ -37,6 +37,7 @@ class Tokenizer:
             raise ModelError(
                 "a tokenizer has no end-of-sequence token, so no response could end",
                 where=where,
+                got="no eos_token",
                 expected="`eos_token` in tokenizer_config.json, or `eos_token_id` in generation_config.json",
                 hint='set it in the model folder, such as "eos_token": "</s>" in tokenizer_config.json',
             )
@@ -61,6 +62,7 @@ class Tokenizer:
                 where=str(path),
                 got=str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__,
                 expected="a folder with tokenizer.json and tokenizer_config.json, or the name of a model on the hub",
+                hint="check model.path; without a network only folders and models that were loaded before can be used",
             ) from error
         return cls(backend, _generation_eos_ids(str(path)), str(path))
 

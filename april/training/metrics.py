@@ -25,30 +25,21 @@ def masked_max(values: Tensor, mask: Tensor) -> Max:
 
 
 def batch_metrics(batch: TrainingBatch, tokens: TokenBatch) -> Metrics:
-    """Rewards, lengths, credit and staleness of a batch.
+    """Credit of a batch; what its samples are like, `april.rollout.measure.describe_batch` says.
 
     Args:
         batch: as judged.
         tokens: with credit; its "reward" has gone through the reward transforms.
     """
-    mask, lag, advantage = tokens["mask"], tokens["lag"], tokens["advantage"]
-    lengths = tokens.layout.lengths.to(torch.float64)
+    mask, advantage = tokens["mask"], tokens["advantage"]
     metrics: Metrics = {
-        "reward_mean": Mean(float(sum(reward.value for reward in batch.rewards)), len(batch.rewards)),
-        "reward_correct": Mean(float(sum(reward.correct for reward in batch.rewards)), len(batch.rewards)),
-        "response_tokens_mean": Mean(float(lengths.sum()), len(lengths)),
-        "response_tokens_max": Max(float(lengths.max())) if len(lengths) else Max(),
-        "num_samples": Sum(len(batch.samples)),
         "num_failed_samples": Sum(batch.num_failed),
         "num_tokens_trained": Sum(float(tokens["trained"].sum())),
         "zero_variance_fraction": _zero_variance(tokens),
         "advantage_mean": masked_mean(advantage, mask),
         "advantage_abs_mean": masked_mean(advantage.abs(), mask),
         "advantage_abs_max": masked_max(advantage.abs(), mask),
-        "stale_fraction": masked_mean((lag > 0).double(), mask),
         "too_stale_fraction": masked_mean((~tokens["trained"]).double(), mask),
-        "lag_mean": masked_mean(lag.double(), mask),
-        "lag_max": masked_max(lag.double(), mask),
         # -log p of a sampled token is an unbiased estimate of the entropy of the distribution it came from
         "entropy_estimate": masked_mean(-tokens["behaviour"], mask),
     }

@@ -80,7 +80,8 @@ def run_and_kill(folder: Path, resume: bool, overrides: tuple[str, ...], after_b
         os.kill(child.pid or 0, signal.SIGKILL)
         child.join()
         return True
-    return child.exitcode != 0
+    assert child.exitcode == 0, "the run died by itself"
+    return False
 
 
 def check_updates(folder: Path, steps: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,17 @@ def test_the_comparison_of_weights_can_fail(tmp_path: Path, whole_sync: Path) ->
     folder.mkdir()
     run_logged(folder, False, (*SYNC, "seed=1"))
     assert not same_bits(folder, whole_sync)
+
+
+def test_updates_behind_the_newest_checkpoint_are_done_again(tmp_path: Path, whole_sync: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole_sync, folder)
+    last = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    assert last.name == "step-000004"
+    shutil.rmtree(last)  # as if the crash had come before it was written; its journal is the one of step 2
+    run_logged(folder, True, SYNC)
+    assert same_bits(folder, whole_sync)
+    check_updates(folder, 4)
 
 
 @pytest.mark.slow

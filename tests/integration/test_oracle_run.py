@@ -36,7 +36,9 @@ SIZES = (
 )
 
 
-def framework_run(folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> tuple[Run, list[Batch], list[dict[str, torch.Tensor]]]:
+def framework_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str
+) -> tuple[Run, list[Batch], list[dict[str, torch.Tensor]]]:
     """A run, with the batch of each update and the weights after it."""
     batches: list[Batch] = []
     weights: list[dict[str, torch.Tensor]] = []

@@ -76,7 +76,7 @@ def drive(driver: Driver) -> tuple[list[Batch], dict[GroupId, int], dict[GroupId
     return batches, first, last
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(case=cases(), over_age=st.sampled_from(OVER_AGE))
 def test_no_trained_token_is_older_than_the_bound(case: dict[str, object], over_age: str) -> None:
     """Invariants 7, 23, 24, 25 (no over-age group is started again) and 3; the audit of the helpers adds 1, 2 and 6."""
@@ -98,7 +98,7 @@ def test_no_trained_token_is_older_than_the_bound(case: dict[str, object], over_
     assert driver.pool.groups == {}
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(case=cases(), over_age=st.sampled_from(["finish_first", "drop_group"]))
 def test_nothing_starves(case: dict[str, object], over_age: str) -> None:
     """Invariant 26: from issue to the end of a group there are never more than 2 (L + 1) steps, whatever the lengths."""
@@ -132,7 +132,9 @@ def test_without_the_bound_tokens_do_get_older() -> None:
 def test_a_dropped_prompt_is_not_issued_again_in_the_same_step(refill: str) -> None:
     """Invariant 25: no starvation loop of the long ones; their prompts come back with the next epoch."""
     config = AprilConfig(over_provision=2.0, max_lag_steps=1, over_age="drop_group", refill=refill)  # type: ignore[arg-type]
-    driver = make_driver(AprilSchedule(config), lambda s: reply_of(60 if s.id.serial % 4 == 3 else 5), groups_per_step=3, steps=16, num_prompts=150)
+    driver = make_driver(
+        AprilSchedule(config), lambda s: reply_of(60 if s.id.serial % 4 == 3 else 5), groups_per_step=3, steps=16, num_prompts=150
+    )
     evicted_at: dict[str, int] = {}
     issued_at: dict[str, list[int]] = defaultdict(list)
     listener = {"step": 0}
@@ -169,7 +171,7 @@ def test_the_longest_waiting_are_started_first(granularity: str) -> None:
         started.clear()
         driver.next_batch()
         if parked and started:
-            assert started[0][: 1] == parked[:1]
+            assert started[0][:1] == parked[:1]
             assert list(started[0]) == sorted(started[0])
         finish_step(driver)
     assert driver.pool.ledger.parked_total > 10

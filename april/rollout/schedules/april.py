@@ -60,7 +60,10 @@ class AprilSchedule:
             # One whose members are still being scored is never started again, and goes when the last outcome is there.
             if gone := [group for group in stale if not view.is_active(group)]:
                 return Plan(evict=tuple((group, "over the lag bound") for group in gone)), memo
-        return (self._cut(view) or self._fill(view, frozenset(stale))), memo
+        if plan := self._cut(view):
+            return plan, memo
+        plan = self._fill(view, frozenset(stale), first=memo.get("filled") != view.version)
+        return plan, memo if plan.issue else {**memo, "filled": view.version}
 
     def _cut(self, view: View) -> Plan | None:
         """Stop and emit, once enough groups are ready."""
@@ -82,9 +85,14 @@ class AprilSchedule:
             return ()
         return due_now(view.groups_by_version(), view.version, view.groups_per_step, self.config.max_lag_steps)
 
-    def _fill(self, view: View, stale: frozenset[GroupId]) -> Plan:
-        """Start waiting groups, the oldest first, then issue new ones, up to the room in flight."""
-        room = self._room(view)
+    def _fill(self, view: View, stale: frozenset[GroupId], first: bool) -> Plan:
+        """Start waiting groups, the oldest first, then issue new ones, up to the room in flight.
+
+        Args:
+            stale: groups that must not be started.
+            first: whether this is the fill with which a step begins.
+        """
+        room = self._room(view, first)
         by_sample = self.config.granularity == "sample"
         counts_samples = by_sample and self.config.refill == "continuous"
         start: list[SampleId] = []
@@ -101,14 +109,14 @@ class AprilSchedule:
         # Issue first and start together afterwards: the room is decided once, before anything of it is active.
         return Plan(issue=issue) if issue > 0 else Plan(start=tuple(start))
 
-    def _room(self, view: View) -> int:
+    def _room(self, view: View, first: bool) -> int:
         """Samples that may be started now."""
         target = round(self.config.over_provision * view.groups_per_step)
         size = view.group_size
         active = view.num_running if self.config.granularity == "sample" else view.num_active_groups * size
         if self.config.refill == "continuous":
             return target * size - active
-        if view.num_active_groups == 0:
-            return (target - view.num_ready_groups) * size
-        short = view.num_active_groups + view.num_ready_groups < view.groups_per_step
-        return target * size if short else 0
+        in_flight = view.num_active_groups + view.num_ready_groups
+        if first or not view.num_active_groups:  # groups that are still being scored since the last step have their place
+            return (target - in_flight) * size
+        return target * size if in_flight < view.groups_per_step else 0

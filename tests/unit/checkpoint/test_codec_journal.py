@@ -33,7 +33,12 @@ def there_and_back(value: Any) -> Any:
 def a_sample() -> Sample:
     entropies = np.array([0.1, np.nan], np.float32)
     rare = Segment(np.array([2**31 - 1, 0]), np.array([-np.float32(1e-38), -87.3], np.float32), 4, "engine/µ", entropies)
-    grown = Sample(GROUP.member(1), PROMPT, SamplingSpec(8, 0.7, 0.9, 5, (1, 2), ("\n\n", "</s>"), True, 2**40), parent=Parent(GROUP.member(0), 0))
+    grown = Sample(
+        GROUP.member(1),
+        PROMPT,
+        SamplingSpec(8, 0.7, 0.9, 5, (1, 2), ("\n\n", "</s>"), True, 2**40),
+        parent=Parent(GROUP.member(0), 0),
+    )
     return grown.extended(rare).finished("stop")
 
 
@@ -119,7 +124,7 @@ def test_a_prompt_that_left_the_data_set_is_named() -> None:
 
 
 def test_every_damaged_byte_is_noticed() -> None:
-    """Invariant 32: any single flipped byte of a checkpoint is an error; of a journal, an error or a cut behind the whole records."""
+    """Invariant 32: a flipped byte of a checkpoint is an error; of a journal, an error or a cut behind the whole records."""
     values = [{"a": 1}, a_sample(), (make_segment(2), "end")]
     frames = [encode(value) for value in values]
     data = b"".join(frames)

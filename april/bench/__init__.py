@@ -1,0 +1,1 @@
+"""Benchmarks: every speed that April claims, with the command that measures it."""

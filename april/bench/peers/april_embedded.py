@@ -1,0 +1,110 @@
+"""April's embedded engine, as a run uses it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from april import __version__
+from april.bench.peers.base import Generated, Setup, TokenLists
+from april.core.clock import WallClock
+from april.core.event import Broken, Finished, Progressed
+from april.core.errors import EngineError
+from april.core.ids import GroupId
+from april.core.prompt import Prompt
+from april.core.sample import Sample
+from april.core.sampling import SamplingSpec
+from april.engines.embedded.config import EmbeddedConfig
+from april.engines.embedded.engine import EmbeddedEngine
+
+_STEPS_PER_POLL = 32
+
+
+class AprilEmbedded:
+    """Each workload meets an engine without any KV; behaviour log-probs are part of what it returns."""
+
+    version = __version__
+
+    def __init__(self, setup: Setup) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.set_num_threads(setup.threads)
+        self._setup = setup
+        self._module = AutoModelForCausalLM.from_pretrained(setup.folder, dtype=torch.float32).eval()
+
+    def _engine(self, num_rows: int) -> EmbeddedEngine:
+        config = EmbeddedConfig(
+            max_running=num_rows,
+            kv_tokens=max(2 * num_rows * self._setup.max_tokens, 1024),
+            threads=self._setup.threads,
+            steps_per_poll=_STEPS_PER_POLL,
+        )
+        return EmbeddedEngine(self._module, clock=WallClock(), config=config)
+
+    def generate(self, prompts: TokenLists, max_new_tokens: Sequence[int]) -> Generated:
+        """All requests are submitted at once; the engine decodes them together."""
+        engine = self._engine(len(prompts))
+        samples = _samples(prompts, max_new_tokens)
+        counts = dict.fromkeys((sample.id for sample in samples), 0)
+        engine.submit(samples)
+        while engine.ready_at() is not None:
+            for event in engine.poll():
+                if isinstance(event, Broken):
+                    raise EngineError("the engine lost a sample", where=str(event.id), got=event.reason)
+                if isinstance(event, Progressed | Finished) and event.segment is not None:
+                    counts[event.id] += len(event.segment)
+        engine.close()
+        return Generated([counts[sample.id] for sample in samples], num_steps=max(max_new_tokens))
+
+    def python_overhead(self, prompts: TokenLists) -> dict[str, float]:
+        """Share of a decode step that is spent outside torch's operators.
+
+        Three polls of equal size: the second runs under torch's profiler and gives the time inside operators, the first
+        and the third give the time of a step without a profiler.
+
+        Returns:
+            step_s, kernel_s and outside_fraction; all requests are running.
+        """
+        from torch.profiler import ProfilerActivity, profile
+
+        engine = self._engine(len(prompts))
+        engine.submit(_samples(prompts, [5 * _STEPS_PER_POLL] * len(prompts)))
+        engine.poll()  # prefill and warm-up
+        before_s = _poll_step_s(engine)
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            _poll_step_s(engine)
+        after_s = _poll_step_s(engine)
+        outermost = [event for event in profiler.events() or () if event.cpu_parent is None]
+        kernel_s = sum(event.cpu_time_total for event in outermost) * 1e-6 / _STEPS_PER_POLL
+        engine.close()
+        step_s = (before_s + after_s) / 2
+        return {"step_s": step_s, "kernel_s": kernel_s, "outside_fraction": max(0.0, 1 - kernel_s / step_s)}
+
+    def close(self) -> None:
+        """Nothing outlives a workload."""
+
+
+def _poll_step_s(engine: EmbeddedEngine) -> float:
+    tokens, running, started_s = engine.load().generated_tokens, engine.load().running, time.perf_counter()
+    engine.poll()
+    seconds = time.perf_counter() - started_s
+    num_steps = (engine.load().generated_tokens - tokens) / running
+    if num_steps != _STEPS_PER_POLL:
+        raise EngineError("a poll did not run the steps it was asked for", got=num_steps, expected=str(_STEPS_PER_POLL))
+    return seconds / num_steps
+
+
+def _samples(prompts: TokenLists, max_new_tokens: Sequence[int]) -> list[Sample]:
+    """One sample a prompt; equal prompts are members of one group, as in training."""
+    groups: dict[tuple[int, ...], tuple[GroupId, Prompt, list[Sample]]] = {}
+    samples = []
+    for tokens, limit in zip(prompts, max_new_tokens, strict=True):
+        key, serial = tuple(tokens), len(groups)
+        fresh = GroupId(serial, 0, f"p{serial}"), Prompt(f"p{serial}", np.array(tokens, np.int32)), []
+        group, prompt, members = groups.setdefault(key, fresh)
+        members.append(Sample(group.member(len(members)), prompt, SamplingSpec(max_new_tokens=int(limit))))
+        samples.append(members[-1])
+    return samples
