@@ -109,7 +109,11 @@ def parse(kind: str, value: object, where: str) -> Config:
     data = {"type": value} if isinstance(value, str) else value
     if not isinstance(data, Mapping) or "type" not in data:
         raise RecipeError(
-            f"a {kind} is a table with a type", where=where, got=value, expected=f"type = one of {', '.join(names(kind))}"
+            f"a {kind} is a table with a type",
+            where=where,
+            got=value,
+            expected=f"type = one of {', '.join(names(kind))}",
+            hint=f"`april list {kind}` describes them",
         )
     model = config_class(kind, data["type"], f"{where}.type")
     return validate(model, data, where)

@@ -56,7 +56,7 @@ def components() -> dict[str, list[dict[str, Any]]]:
         f"algorithm.{slot}": [_entry(name, entry.config) for name, entry in sorted(atoms.items())]
         for slot, atoms in SLOTS.items()
     }
-    for title, folder in (("algorithm.preset", "algorithm"), ("recipes", "run"), ("warm-start recipes", "warm_start")):
+    for title, folder in (("algorithm.preset", "algorithm"), ("recipes", "run"), ("warm-start", "warm_start")):
         found = [(name, find_recipe(name, folder=folder)) for name in recipe_names(folder)]
         table[title] = [{"name": name, "summary": _first_line(path), "options": []} for name, path in found]
     return table

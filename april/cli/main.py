@@ -195,9 +195,7 @@ def config(
 
 @app.command(name="list")
 def list_components(
-    kind: Annotated[
-        str | None, typer.Argument(help="One kind only, such as schedule, reward, algorithm.surrogate or recipes.")
-    ] = None,
+    kind: Annotated[str | None, typer.Argument(help="One kind only, such as schedule or recipes.")] = None,
     as_json: Json = False,
 ) -> None:
     """List every registered component with its options."""

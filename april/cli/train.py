@@ -77,7 +77,8 @@ def _totals(summary: dict[str, Any]) -> list[str]:
     if any(lost.values()):
         reasons = sorted(ledger["reasons"].items(), key=lambda item: -item[1])[:3]
         ends = ", ".join(f"{count} samples {end}" for end, count in lost.items() if count)
-        lines.append(f"{ends}; most often: " + ", ".join(f"{reason} ({count})" for reason, count in reasons))
+        why = ", ".join(f"{reason.partition(': ')[2]} ({count})" for reason, count in reasons)
+        lines.append(f"{ends}; most often: {why}")
     return lines
 
 

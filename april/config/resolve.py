@@ -60,10 +60,11 @@ def resolve(
 def _with_origin(error: RecipeError, layers: Layers) -> RecipeError:
     """The same error, with the layer that set the value beside its path."""
     path = str(error.where)
-    origins = {origin for key, origin in layers.origins.items() if key == path or key.startswith((f"{path}.", f"{path}["))}
+    origins = {origin for key, origin in layers.origins.items() if f"{path}.".startswith(f"{key}.") or key.startswith(f"{path}.")}
     if len(origins) != 1 or "default" in origins:
         return error
-    where = f"{path} (from {origins.pop()})"
+    origin = origins.pop()
+    where = f"{path} (from {'the command line' if origin == 'command line' else origin})"
     return type(error)(error.what, where=where, got=error.got, expected=error.expected, hint=error.hint)
 
 
@@ -91,15 +92,16 @@ def _plain_inner(value: Any, tree: Any) -> Any:
 
 def explain(resolved: Resolved) -> list[tuple[str, str, str]]:
     """(path, value, origin) of every value, and of those that a change of type took away."""
-    rows = [(path, _shown(value), resolved.origin(path)) for path, value in _flat(resolved.values(), "")]
+    rows = [(path, _shown(value), resolved.origin(path)) for path, value in flat(resolved.values(), "")]
     return rows + [(path, "(dropped)", why) for path, why in sorted(resolved.layers.dropped.items())]
 
 
-def _flat(tree: Mapping[str, Any], path: str) -> list[tuple[str, Any]]:
+def flat(tree: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
+    """(dotted path, value) of all leaves of nested tables."""
     rows: list[tuple[str, Any]] = []
     for key, value in tree.items():
         here = f"{path}.{key}" if path else key
-        rows += _flat(value, here) if isinstance(value, Mapping) and value else [(here, value)]
+        rows += flat(value, here) if isinstance(value, Mapping) and value else [(here, value)]
     return rows
 
 

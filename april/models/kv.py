@@ -48,6 +48,24 @@ class KvBucket:
         self._mask[row, :, length:] = float("-inf")
         return row
 
+    def insert_rows(self, source: torch.Tensor, lengths: list[int]) -> int:
+        """Occupy the next allocated rows at once.
+
+        Args:
+            source: (layers, 2, n, H_kv, T, d), at least as many tokens as the longest row has.
+            lengths: tokens of each row.
+
+        Returns:
+            The first of the rows.
+        """
+        first, longest = self.size, max(lengths)
+        self.size += len(lengths)
+        self.data[:, :, first : self.size, :, :longest] = source[..., :longest, :]
+        hidden = torch.arange(self.capacity)[None] >= torch.tensor(lengths)[:, None]
+        mask = torch.zeros(hidden.shape, dtype=self.dtype).masked_fill_(hidden, float("-inf"))
+        self._mask[first : self.size] = mask.to(self.device).unsqueeze(1)
+        return first
+
     def remove(self, row: int, last_length: int) -> None:
         """Free a row; the last row, which holds `last_length` tokens, moves into the hole."""
         last = self.size - 1

@@ -48,6 +48,14 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.
     return normed if weight is None else weight * normed
 
 
+def rms_normed(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / sqrt(mean(x^2) + eps) for inference: in float32 in half the passes of the composite operator of torch."""
+    if x.dtype != torch.float32:
+        return rms_norm(x, None, eps)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x * torch.addcmul(x.new_full((1,), eps), norm, norm, value=1 / x.shape[-1]).rsqrt_()
+
+
 def rotary_tables(inv_freq: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin, each (M, 1, d / 2), of position times inverse frequency; angles in float32."""
     angle = positions[:, None].float() * inv_freq.float()[None]

@@ -27,7 +27,7 @@ from april.observe.sinks import read_jsonl
 from april.observe.trace import write_trace
 from april.run.build import Parts, build, open_journal, sampling_spec
 from april.run.evaluate import Evaluation, evaluate
-from april.run.resume import START, discard_run, restore, save_checkpoint
+from april.run.resume import START, adopt_recipe, discard_run, restore, save_checkpoint
 from april.run.summary import summarise, write_summary
 from april.run.telemetry import Telemetry
 
@@ -110,8 +110,10 @@ class Run:
         _check_folder(parts.folder, resume)
         self.journal: Journal | None = None
         self._missed: list[tuple[Batch, Metrics]] = []
+        self._changed: list[str] = []
         if resume:
             self.journal = restore(parts, lambda batch, metrics: self._missed.append((batch, metrics)))
+            self._changed = adopt_recipe(parts)
         self.telemetry = Telemetry(
             parts.folder,
             parts.clock,
@@ -132,6 +134,8 @@ class Run:
         """Train to the last step, or until asked to stop."""
         parts, telemetry = self.parts, self.telemetry
         with self.stop.listening(), telemetry.view:
+            for change in self._changed:
+                telemetry.view.note(f"the recipe of this run changes: {change}")
             for batch, metrics in self._missed:
                 telemetry.trained(batch, telemetry.row(batch, parts.driver, values(metrics), {}, parts.engine.load()))
             try:

@@ -16,6 +16,7 @@ class TransformersContinuous:
     """The number of KV pages is given, because without it a share of the machine's whole memory is taken."""
 
     def __init__(self, setup: Setup) -> None:
+        import psutil  # noqa: F401  # without it, it finds no memory for its cache on a CPU
         import torch
         import transformers
 

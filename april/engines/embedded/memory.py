@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -103,13 +104,25 @@ class KvMemory:
             slots[row] = last
             self._row[last] = row
 
-    def promote(self, slot: int) -> None:
-        """Move a full row into the next class."""
-        num_tokens, capacity = int(self.num_tokens[slot]), self.next_class(int(self.capacity[slot]))
-        # The old row is given back first, so that the move stays within the budget.
-        source = self.read(slot, num_tokens).clone()
-        self.remove(slot)
-        self._place(slot, capacity, num_tokens, source)
+    def promote(self, slots: Sequence[int]) -> None:
+        """Move full rows into their next classes, those of one class together."""
+        for capacity in sorted({int(self.capacity[slot]) for slot in slots}):
+            self._promote_class(capacity, [slot for slot in slots if self.capacity[slot] == capacity])
+
+    def _promote_class(self, capacity: int, slots: list[int]) -> None:
+        lengths = [int(self.num_tokens[slot]) for slot in slots]
+        rows = torch.from_numpy(self._row[slots])
+        # The old rows are given back first, so that the move stays within the budget.
+        bucket = self._buckets[capacity]
+        source = bucket.data.index_select(2, rows.to(bucket.data.device))
+        for slot in sorted(slots, key=lambda slot: -self._row[slot]):
+            self.remove(slot)
+        larger = self.next_class(capacity)
+        self.reserve(larger, len(slots))
+        first = self._buckets[larger].insert_rows(source, lengths)
+        self._slots[larger] += slots
+        self.capacity[slots], self.num_tokens[slots] = larger, lengths
+        self._row[slots] = first + np.arange(len(slots))
 
     def read(self, slot: int, num_tokens: int) -> torch.Tensor:
         """A view of a slot's first tokens, (layers, 2, H_kv, T, d)."""
@@ -117,7 +130,7 @@ class KvMemory:
 
     def order(self) -> Ints:
         """Slots in the order of the rows of `buckets`."""
-        return np.array([slot for capacity in sorted(self._slots) for slot in self._slots[capacity]], np.int64)
+        return np.array(list(chain.from_iterable(slots for _, slots in sorted(self._slots.items()))), np.int64)
 
     def buckets(self) -> list[KvBucket]:
         """Occupied buckets in ascending capacity, told how long their rows are."""

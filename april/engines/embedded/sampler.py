@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from april.core.sampling import SamplingSpec
 
-_BLOCK = 512
-_PLAIN_VOCABULARY = 4_096
+_BLOCKS = (512, 256, 128)
+_PLAIN_VOCABULARY = 1_024
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class SpecBatch:
         top_p: (n, 1), 1 where nothing is cut.
         top_k: int64 (n, 1), V where nothing is cut.
         entropy: whether any row wants entropies.
+        all_greedy: whether no row draws at random.
     """
 
     inverse_temperature: torch.Tensor | None
@@ -30,23 +33,44 @@ class SpecBatch:
     top_p: torch.Tensor | None
     top_k: torch.Tensor | None
     entropy: bool
+    all_greedy: bool = False
+
+    def rows(self, index: torch.Tensor) -> SpecBatch:
+        """The parameters of these rows, int64 (m,), repeated as often as they are named."""
+        parts = (self.inverse_temperature, self.greedy, self.top_p, self.top_k)
+        return SpecBatch(*(None if part is None else part.index_select(0, index) for part in parts), self.entropy, self.all_greedy)
+
+
+SpecColumns = npt.NDArray[np.float64]
+"""(n, 4): temperature, top-p, top-k and whether entropies are wanted."""
+
+
+def spec_columns(spec: SamplingSpec) -> tuple[float, float, float, float]:
+    """One row of `SpecColumns`."""
+    return spec.temperature, spec.top_p, float(spec.top_k), float(spec.entropy)
 
 
 def spec_batch(specs: Sequence[SamplingSpec], vocab_size: int, device: torch.device, dtype: torch.dtype) -> SpecBatch:
     """Vectors for these rows; `dtype` is that of the logits."""
-    wide = compute_dtype(dtype)
+    return spec_batch_of(np.array([spec_columns(spec) for spec in specs]), vocab_size, device, dtype)
 
-    def column(values: list[float], kind: torch.dtype) -> torch.Tensor:
-        return torch.tensor(values, dtype=kind, device=device).unsqueeze(1)
 
-    tempered = any(spec.temperature not in (0, 1) for spec in specs)
-    greedy = any(spec.temperature == 0 for spec in specs)
+def spec_batch_of(columns: SpecColumns, vocab_size: int, device: torch.device, dtype: torch.dtype) -> SpecBatch:
+    """Vectors for the rows of `columns`."""
+    temperature, top_p, top_k, entropy = columns.T
+    greedy, wide = temperature == 0, compute_dtype(dtype)
+
+    def column(values: npt.NDArray[np.generic], kind: torch.dtype) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(device=device, dtype=kind).unsqueeze(1)
+
+    tempered = bool(((temperature != 1) & ~greedy).any())
     return SpecBatch(
-        column([1 / spec.temperature if spec.temperature else 1.0 for spec in specs], wide) if tempered else None,
-        torch.tensor([spec.temperature == 0 for spec in specs], device=device) if greedy else None,
-        column([spec.top_p for spec in specs], wide) if any(spec.top_p < 1 for spec in specs) else None,
-        column([spec.top_k or vocab_size for spec in specs], torch.int64) if any(spec.top_k for spec in specs) else None,
-        any(spec.entropy for spec in specs),
+        column(1 / np.where(greedy, 1.0, temperature), wide) if tempered else None,
+        torch.from_numpy(greedy).to(device) if greedy.any() else None,
+        column(top_p, wide) if (top_p < 1).any() else None,
+        column(np.where(top_k > 0, top_k, vocab_size), torch.int64) if top_k.any() else None,
+        bool(entropy.any()),
+        bool(greedy.all()),
     )
 
 
@@ -61,16 +85,21 @@ def log_distribution(logits: torch.Tensor, specs: SpecBatch) -> torch.Tensor:
     Temperature comes first, then top-k, then top-p on what is left; both keep the most likely tokens, and the token that
     passes the mass `top_p` is still kept (Holtzman et al. 2020, "The curious case of neural text degeneration").
     """
+    logprobs = torch.log_softmax(_scaled(logits, specs), dim=-1)
+    if specs.greedy is None:
+        return logprobs
+    best = torch.zeros_like(logprobs).fill_(float("-inf")).scatter_(1, logits.argmax(-1, keepdim=True), 0.0)
+    return torch.where(specs.greedy[:, None], best, logprobs)
+
+
+def _scaled(logits: torch.Tensor, specs: SpecBatch) -> torch.Tensor:
+    """Logits (n, V) of what is sampled from, in the compute dtype, but for greedy rows."""
     scaled = logits.to(compute_dtype(logits.dtype))
     if specs.inverse_temperature is not None:
         scaled = scaled * specs.inverse_temperature
     if specs.top_k is not None or specs.top_p is not None:
         scaled = scaled.masked_fill(~_kept(scaled, specs), float("-inf"))
-    logprobs = torch.log_softmax(scaled, dim=-1)
-    if specs.greedy is None:
-        return logprobs
-    best = torch.zeros_like(logprobs).fill_(float("-inf")).scatter_(1, logits.argmax(-1, keepdim=True), 0.0)
-    return torch.where(specs.greedy[:, None], best, logprobs)
+    return scaled
 
 
 def _kept(scaled: torch.Tensor, specs: SpecBatch) -> torch.Tensor:
@@ -114,17 +143,20 @@ def _invert_plain(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.
 def _invert_blocks(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """Two levels: find the block of the vocabulary, then the token in it; float64 work is V / 512 + 512, not V."""
     size = probabilities.shape[-1]
-    padded = torch.nn.functional.pad(probabilities, (0, -size % _BLOCK)).view(len(probabilities), -1, _BLOCK)
-    cumulative = torch.cumsum(padded.sum(-1, dtype=torch.float64), dim=-1)
+    # A block length that divides V saves a padded copy of everything.
+    width = next((width for width in _BLOCKS if size % width == 0), _BLOCKS[0])
+    padded = torch.nn.functional.pad(probabilities, (0, -size % width)) if size % width else probabilities
+    blocks = padded.view(len(probabilities), -1, width)
+    cumulative = torch.cumsum(blocks.sum(-1), dim=-1, dtype=torch.float64)
     target = uniforms[:, None] * cumulative[:, -1:]
     block = torch.searchsorted(cumulative, target, right=True)
     before = torch.where(block > 0, cumulative.gather(1, (block - 1).clamp_(min=0)), 0.0)
-    inside = padded.gather(1, block[:, :, None].expand(-1, -1, _BLOCK)).squeeze(1)
+    inside = blocks.gather(1, block[:, :, None].expand(-1, -1, width)).squeeze(1)
     within = torch.cumsum(inside, dim=-1, dtype=torch.float64)
     token = torch.searchsorted(within, target - before, right=True)
     # Rounding may put the target past the block's own sum: then its last token with any mass is meant.
-    last = (_BLOCK - 1) - (inside > 0).flip(-1).to(torch.int8).argmax(-1, keepdim=True)
-    return (block * _BLOCK + torch.minimum(token, last)).squeeze(1)
+    last = (width - 1) - (inside > 0).flip(-1).to(torch.int8).argmax(-1, keepdim=True)
+    return (block * width + torch.minimum(token, last)).squeeze(1)
 
 
 @dataclass(frozen=True)
@@ -144,11 +176,15 @@ def draw(logits: torch.Tensor, specs: SpecBatch, uniforms: torch.Tensor) -> Draw
         specs: vectors for the n rows.
         uniforms: float64 (n,).
     """
-    logprobs = log_distribution(logits, specs)
-    probabilities = logprobs.exp()
+    if specs.all_greedy:
+        tokens = logits.argmax(-1)
+        zeros = torch.zeros(tokens.shape, dtype=compute_dtype(logits.dtype), device=logits.device)
+        return Draw(tokens, zeros, zeros if specs.entropy else None)
+    # One pass instead of three: the log-prob is the logarithm of the very probability that the token was drawn with.
+    probabilities = torch.softmax(_scaled(logits, specs), dim=-1)
+    if specs.greedy is not None:
+        best = torch.zeros_like(probabilities).scatter_(1, logits.argmax(-1, keepdim=True), 1.0)
+        probabilities = torch.where(specs.greedy[:, None], best, probabilities)
     tokens = invert_cdf(probabilities, uniforms)
-    chosen = logprobs.gather(1, tokens[:, None]).squeeze(1)
-    entropies = None
-    if specs.entropy:
-        entropies = -(probabilities * logprobs.masked_fill(logprobs == float("-inf"), 0.0)).sum(-1)
-    return Draw(tokens, chosen, entropies)
+    chosen = probabilities.gather(1, tokens[:, None]).squeeze(1).log()
+    return Draw(tokens, chosen, torch.special.entr(probabilities).sum(-1) if specs.entropy else None)

@@ -9,6 +9,7 @@ from april.core.errors import EngineError
 from april.core.ids import Version
 from april.core.random import sample_key, uniforms
 from april.core.sample import Segment
+from april.engines.embedded.sampler import SpecColumns, spec_columns
 from april.engines.embedded.scheduler import Request
 
 Ints = npt.NDArray[np.int64]
@@ -36,6 +37,7 @@ class SlotTable:
         self._entropies = np.zeros((num_slots, buffer_tokens), np.float32)
         self._stop_ids = np.full((num_slots, 1), -1, np.int64)
         self._has_strings = np.zeros(num_slots, np.bool_)
+        self._spec = np.zeros((num_slots, 4))
         self._free = list(range(num_slots - 1, -1, -1))
 
     @property
@@ -56,6 +58,7 @@ class SlotTable:
         self.mixed_kv[slot] = False
         self._unreported[slot] = 0
         self._has_strings[slot] = bool(spec.stop_strings)
+        self._spec[slot] = spec_columns(spec)
         self._set_stop_ids(slot, spec.stop_token_ids)
         return slot
 
@@ -78,9 +81,19 @@ class SlotTable:
         self.requests[slot] = None
         self._free.append(slot)
 
-    def uniforms(self, slots: Ints) -> npt.NDArray[np.float64]:
-        """The addressed uniform of each slot's next token."""
-        return uniforms(self.keys[slots], self.response_tokens[slots])
+    def specs(self, slots: Ints) -> SpecColumns:
+        """Sampling parameters of these slots."""
+        columns: SpecColumns = self._spec[slots]
+        return columns
+
+    def uniforms(self, slots: Ints, num_positions: int) -> npt.NDArray[np.float64]:
+        """The addressed uniforms (num_positions, n) of each slot's next tokens."""
+        return uniforms(self.keys[slots], self.response_tokens[slots] + np.arange(num_positions)[:, None])
+
+    def room(self, slots: Ints) -> Ints:
+        """Tokens that each slot can hold before it has to report."""
+        room: Ints = self._tokens.shape[1] - self._unreported[slots]
+        return room
 
     def record(
         self, slots: Ints, tokens: Ints, logprobs: npt.NDArray[np.float64], entropies: npt.NDArray[np.float64] | None
