@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 SELECT ?= not slow and not gpu
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install quickstart compare test test-slow check format clean
+.PHONY: help install quickstart compare test test-slow check format docs clean
 
 help:
 	@echo "make quickstart   train the packaged policy with partial rollouts (about two minutes on two cores)"
@@ -49,6 +49,9 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

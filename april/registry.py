@@ -1,7 +1,7 @@
 """Names of components: kind -> name -> where its config and its builder live. Nothing is imported before it is used.
 
 Third parties add to it with entry points of the group `april.<kind>` ("name = module:ConfigClass"), where the config class has
-an attribute `builder = "module:attr"`; in a notebook, `register` does the same.
+an attribute `builder: ClassVar[str] = "module:attr"`; in a notebook, `register` does the same.
 """
 
 from __future__ import annotations
@@ -33,6 +33,19 @@ KINDS: dict[str, dict[str, Component]] = {
     "schedule": {
         "sync": Component("april.rollout.schedules.sync:SyncConfig", "april.rollout.schedules.sync:SyncSchedule"),
         "april": Component("april.rollout.schedules.april:AprilConfig", "april.rollout.schedules.april:AprilSchedule"),
+        "one_step": Component(
+            "april.rollout.schedules.one_step:OneStepConfig", "april.rollout.schedules.one_step:OneStepSchedule"
+        ),
+        "bounded_async": Component(
+            "april.rollout.schedules.bounded_async:BoundedAsyncConfig",
+            "april.rollout.schedules.bounded_async:BoundedAsyncSchedule",
+        ),
+        "token_budget": Component(
+            "april.rollout.schedules.token_budget:TokenBudgetConfig", "april.rollout.schedules.token_budget:TokenBudgetSchedule"
+        ),
+        "redundant": Component(
+            "april.rollout.schedules.redundant:RedundantConfig", "april.rollout.schedules.redundant:RedundantSchedule"
+        ),
     },
     "engine": {
         "embedded": Component("april.engines.embedded.config:EmbeddedConfig", "april.engines.embedded.engine:EmbeddedEngine"),
@@ -187,10 +200,22 @@ def _load_entry_points(kind: str) -> None:
         package = point.dist.name if point.dist else "an unknown package"
         if point.name in table:
             if table[point.name].config != point.value:
-                raise RecipeError("two components have one name", where=f"april.{kind}", got=f"{point.name} of {package}")
+                raise RecipeError(
+                    "two components have one name",
+                    where=f"april.{kind}",
+                    got=f"{point.name} of {package}",
+                    expected="a new name",
+                    hint=f"remove or update the package {package}",
+                )
             continue
         try:
-            config = point.load()
-        except Exception as error:
-            raise RecipeError("a plug-in cannot be imported", where=f"{package}: april.{kind} {point.name}", got=error) from error
-        table[point.name] = Component(point.value, config.builder)
+            build = point.load().builder
+        except Exception as error:  # a stranger's module may raise anything while it is imported
+            raise RecipeError(
+                "a plug-in cannot be used",
+                where=f"{package}: april.{kind} {point.name}",
+                got=f"{type(error).__name__}: {error}",
+                expected=f"a config class at {point.value}, with an attribute `builder`",
+                hint=f"repair, update or remove the package {package}",
+            ) from error
+        table[point.name] = Component(point.value, build)

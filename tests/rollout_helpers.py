@@ -16,6 +16,7 @@ from april.core.prompt import Prompt
 from april.core.random import stream_key
 from april.core.sample import Sample, Segment
 from april.core.sampling import SamplingSpec
+from april.engines.base import UpdateMode
 from april.engines.scripted import Reply, ScriptedEngine
 from april.rollout.driver import Driver
 from april.rollout.pool import WAITING, Pool
@@ -108,6 +109,10 @@ class Audited:
     def __init__(self, inner: Schedule) -> None:
         self.inner, self.driver, self.plans_in_turn, self.turns = inner, None, 0, 0
         self.max_running_groups = 0
+
+    @property
+    def update_mode(self) -> UpdateMode:
+        return self.inner.update_mode
 
     @property
     def max_lag_steps(self) -> int:

@@ -29,7 +29,15 @@ def test_there_are_recipes_of_each_sort() -> None:
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_run_recipe_passes_its_dry_run(name: str, tmp_path: Path) -> None:
     parts = build(resolve(name, overrides=[f"out='{tmp_path / 'run'}'"]))
-    assert {finding.name for finding in parts.findings} >= {"batch", "algorithm", "data", "lengths", "tokenizer", "reward", "disk"}
+    assert {finding.name for finding in parts.findings} >= {
+        "batch",
+        "algorithm",
+        "data",
+        "lengths",
+        "tokenizer",
+        "reward",
+        "disk",
+    }
     assert not (tmp_path / "run").exists()
 
 
@@ -96,13 +104,17 @@ def test_every_warm_start_recipe_parses_and_its_short_form_makes_a_model(name: s
 
 
 def test_warm_start_from_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "short.toml").write_text(
-        'name = "short"\nmodel = "{model}"\n[prompt]\ntemplate = "{{metadata[expression]}}"\n[[stages]]\nname = "only"\n'
-        'completions = [{{ template = " = {{answer}}" }}]\ntraining = {{ num_steps = 2, batch_size = 4, warmup_steps = 1 }}\n'
-        'task = {{ type = "reasoning_gym", name = "chain_sum", size = 16, options = {{ max_digits = 1, min_digits = 1 }} }}\n'.format(
-            model=Path(__file__).parents[1] / "april" / "assets" / "policy"
-        )
-    )
+    policy = Path(__file__).parents[1] / "april" / "assets" / "policy"
+    (tmp_path / "short.toml").write_text(f'''
+name = "short"
+model = "{policy}"
+prompt = {{ template = "{{metadata[expression]}}" }}
+[[stages]]
+name = "only"
+completions = [{{ template = " = {{answer}}" }}]
+training = {{ num_steps = 2, batch_size = 4, warmup_steps = 1 }}
+task = {{ type = "reasoning_gym", name = "chain_sum", size = 16, options = {{ max_digits = 1, min_digits = 1 }} }}
+''')
     call = caller(capfd)
     made = call("warm-start", tmp_path / "short.toml", "--out", tmp_path / "model", "--json")
     assert made.code == 0 and made.json["folder"] == str(tmp_path / "model") and made.json["losses"]["only"] > 0

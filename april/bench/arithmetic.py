@@ -66,7 +66,7 @@ class Roofline:
         matmul_s: matrix products of all steps.
         kv_s: reading keys and values of all steps.
         num_steps: decode steps.
-        num_tokens: generated tokens.
+        num_tokens: tokens that these steps generate.
     """
 
     matmul_s: float
@@ -97,22 +97,27 @@ def decode_roofline(
     kv_bytes_per_token: int,
     bytes_per_s: float,
 ) -> Roofline:
-    """Sum over steps s of T(n_s) + n_s (P + s + 1) b / B.
+    """Sum over steps s = 1, 2, ... of T(n_s) + n_s (P + s + 1) b / B; step 0 belongs to the prefill.
 
     n_s rows run at step s, T is the probed time of a step's matrix products, interpolated between the probed numbers of
     rows, P is the prompt's length, b the KV bytes of a token and B the probed bandwidth. Each step reads the KV of all
     tokens up to its own. (Williams, Waterman and Patterson, "Roofline", 2009, with the two terms added, not overlapped.)
 
     Args:
-        lengths: new tokens of each request, int64 (S,).
+        lengths: new tokens of each request, int64 (S,); the longest has at least two.
         matmul_s_of_rows: rows -> seconds of one step's matrix products.
+
+    Raises:
+        DataError: when no request decodes after its first token.
     """
-    rows = running_rows(lengths)
+    rows = running_rows(lengths)[1:]
+    if not len(rows):
+        raise DataError("no request decodes after its first token", got=int(lengths.max()), expected="2 tokens or more")
     sizes = sorted(matmul_s_of_rows)
     step_s = np.interp(rows, sizes, [matmul_s_of_rows[size] for size in sizes])
-    context_tokens = prompt_tokens + 1 + np.arange(len(rows))
+    context_tokens = prompt_tokens + 2 + np.arange(len(rows))
     kv_bytes = float((rows * context_tokens).sum()) * kv_bytes_per_token
-    return Roofline(float(step_s.sum()), kv_bytes / bytes_per_s, len(rows), int(lengths.sum()))
+    return Roofline(float(step_s.sum()), kv_bytes / bytes_per_s, len(rows), int(rows.sum()))
 
 
 def probe_rows(num: int) -> list[int]:

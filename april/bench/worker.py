@@ -1,10 +1,10 @@
 """The child process: `python -m april.bench.worker PEER` answers commands, one line of JSON each.
 
-    {"do": "open", "setup": {...}}                           -> {"version": ...} or {"missing": reason}
-    {"do": "generate", "prompts": ..., "max_new_tokens": ...} -> {"wall_s": ..., "num_steps": ..., "num_prefills": ...}
-    {"do": "overhead", "prompts": ...}                       -> what `AprilEmbedded.python_overhead` returns
-    {"do": "make", "model": ..., "folder": ...}              -> {}: writes the random model
-    {"do": "probe", "model": ..., "rows": ..., ...}          -> what `probes.measure` returns
+    {"do": "open", "setup": {...}}                             -> {"version": ...} or {"missing": reason}
+    {"do": "generate", "prompts", "max_new_tokens", "batch_rows"} -> {"wall_s", "num_steps", "num_prefills"}
+    {"do": "overhead", "prompts"}                              -> what `AprilEmbedded.python_overhead` returns
+    {"do": "make", "model", "folder"}                          -> {"torch": version}, when the random model is written
+    {"do": "probe", "model", "rows", "num_bytes", "threads", "budget_s"} -> what `probes.measure` returns
 
 It imports only what its peer needs, so that another interpreter can run it without April's dependencies.
 """
@@ -15,8 +15,8 @@ import importlib
 import json
 import os
 import sys
-import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from april.bench.peers.base import Peer, Setup
@@ -43,15 +43,14 @@ class Worker:
 
     def answer(self, command: dict[str, Any]) -> dict[str, Any]:
         """The reply to one command."""
-        arguments = {key: value for key, value in command.items() if key != "do"}
-        replies = {
+        replies: dict[str, Callable[..., dict[str, Any]]] = {
             "open": self._open,
             "generate": self._generate,
             "overhead": self._overhead,
             "make": make_model,
             "probe": _probe,
         }
-        return replies[command["do"]](**arguments)
+        return replies[command["do"]](**{key: value for key, value in command.items() if key != "do"})
 
     def _open(self, setup: dict[str, Any]) -> dict[str, Any]:
         module, _, attribute = PEERS[self._name].partition(":")
@@ -61,17 +60,15 @@ class Worker:
             return {"missing": f"{type(error).__name__}: {error}"}
         return {"version": self._peer.version}
 
-    def _generate(self, prompts: list[list[int]], max_new_tokens: list[int]) -> dict[str, Any]:
+    def _generate(self, prompts: list[list[int]], max_new_tokens: list[int], batch_rows: int) -> dict[str, Any]:
         peer: Peer = self._peer
-        started_s = time.perf_counter()
-        done = peer.generate(prompts, max_new_tokens)
-        wall_s = time.perf_counter() - started_s
+        done = peer.generate(prompts, max_new_tokens, batch_rows)
         if list(done.num_tokens) != list(max_new_tokens):
             wrong = [index for index, (a, b) in enumerate(zip(done.num_tokens, max_new_tokens, strict=True)) if a != b]
             raise EngineError(
                 "an engine did not generate the lengths it was asked for", where=self._name, got=f"requests {wrong[:8]}"
             )
-        return {"wall_s": wall_s, "num_steps": done.num_steps, "num_prefills": done.num_prefills}
+        return {"wall_s": done.wall_s, "num_steps": done.num_steps, "num_prefills": done.num_prefills}
 
     def _overhead(self, prompts: list[list[int]]) -> dict[str, Any]:
         reply: dict[str, Any] = self._peer.python_overhead(prompts)
@@ -89,14 +86,15 @@ def make_model(model: str, folder: str) -> dict[str, Any]:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(WEIGHT_SEED)
-    Qwen3ForCausalLM(Qwen3Config(**shape_named(model).hf_config(), dtype="float32")).save_pretrained(folder)
-    return {}
+    module: Any = Qwen3ForCausalLM
+    module(Qwen3Config(**shape_named(model).hf_config(), dtype="float32")).save_pretrained(folder)
+    return {"torch": torch.__version__}
 
 
-def _probe(model: str, rows: list[int], num_bytes: int, threads: int) -> dict[str, Any]:
+def _probe(model: str, rows: list[int], num_bytes: int, threads: int, budget_s: float) -> dict[str, Any]:
     from april.bench.probes import measure
 
-    return measure(shape_named(model), rows, num_bytes, threads)
+    return measure(shape_named(model), rows, num_bytes, threads, budget_s)
 
 
 def main() -> None:

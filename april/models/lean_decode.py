@@ -12,24 +12,24 @@ import torch.nn.functional as F
 from april.core.errors import ModelError
 from april.models.attention import PackedLayout, packed_causal_attention, packed_layout
 from april.models.kv import KvBucket
-from april.models.lean import LeanShape, lean_shape, rms_norm
+from april.models.lean import LeanShape, lean_shape, rms_norm, rms_normed
+from april.models.linear import FrozenLinear
 
 
 @dataclass
 class _Layer:
-    """Fused weights of one decoder layer; heads of queries and keys have their rotary pairs interleaved."""
+    """Fused weights of one decoder layer; heads of queries and keys have their rotary pairs interleaved.
 
-    input_norm: torch.Tensor
-    qkv: torch.Tensor
-    qkv_bias: torch.Tensor | None
+    The weights of a norm are None where they are multiplied into the projection behind it.
+    """
+
+    input_norm: torch.Tensor | None
+    qkv: FrozenLinear
     qk_norm: torch.Tensor | None
-    out: torch.Tensor
-    out_bias: torch.Tensor | None
-    mlp_norm: torch.Tensor
-    gate_up: torch.Tensor
-    gate_up_bias: torch.Tensor | None
-    down: torch.Tensor
-    down_bias: torch.Tensor | None
+    out: FrozenLinear
+    mlp_norm: torch.Tensor | None
+    gate_up: FrozenLinear
+    down: FrozenLinear
 
 
 class LeanDecoder:
@@ -77,7 +77,7 @@ class LeanDecoder:
         embed = self._take(weights, "model.embed_tokens.weight")
         head = self._take(weights, "lm_head.weight") if "lm_head.weight" in weights else embed
         norm = self._take(weights, "model.norm.weight")
-        self._layers, self._embed, self._head, self._norm = layers, embed, head, norm
+        self._layers, self._embed, self._head, self._norm = layers, embed, FrozenLinear(head), norm
 
     def _take(self, weights: Mapping[str, Any], name: str) -> torch.Tensor:
         if name not in weights:
@@ -108,18 +108,19 @@ class LeanDecoder:
             for name, count in (("q", shape.num_heads), ("k", shape.num_kv_heads))
             if shape.qk_norm
         ]
+        gate_up = torch.cat([take("mlp.gate_proj.weight"), take("mlp.up_proj.weight")])
+        input_norm, mlp_norm = take("input_layernorm.weight"), take("post_attention_layernorm.weight")
+        folds = self.dtype in (torch.float32, torch.float64)  # in fewer bits the product would be rounded once more
+        if folds:
+            qkv, gate_up = qkv.mul_(input_norm), gate_up.mul_(mlp_norm)
         return _Layer(
-            input_norm=take("input_layernorm.weight"),
-            qkv=self._interleaved(qkv),
-            qkv_bias=None if qkv_bias is None else self._interleaved(qkv_bias),
+            input_norm=None if folds else input_norm,
+            qkv=FrozenLinear(self._interleaved(qkv), None if qkv_bias is None else self._interleaved(qkv_bias)),
             qk_norm=torch.cat(norms) if norms else None,
-            out=take("self_attn.o_proj.weight"),
-            out_bias=bias("self_attn.o_proj"),
-            mlp_norm=take("post_attention_layernorm.weight"),
-            gate_up=torch.cat([take("mlp.gate_proj.weight"), take("mlp.up_proj.weight")]),
-            gate_up_bias=bias("mlp.gate_proj", "mlp.up_proj"),
-            down=take("mlp.down_proj.weight"),
-            down_bias=bias("mlp.down_proj"),
+            out=FrozenLinear(take("self_attn.o_proj.weight"), bias("self_attn.o_proj")),
+            mlp_norm=None if folds else mlp_norm,
+            gate_up=FrozenLinear(gate_up, bias("mlp.gate_proj", "mlp.up_proj")),
+            down=FrozenLinear(take("mlp.down_proj.weight"), bias("mlp.down_proj")),
         )
 
     def _interleaved_norm(self, weight: torch.Tensor) -> torch.Tensor:
@@ -147,11 +148,11 @@ class LeanDecoder:
         """(n, H + 2 H_kv, d): rotated queries, rotated keys, values."""
         shape = self.shape
         rotated = shape.num_heads + shape.num_kv_heads
-        hidden = rms_norm(x, layer.input_norm, shape.rms_eps)
-        heads = F.linear(hidden, layer.qkv, layer.qkv_bias).view(-1, rotated + shape.num_kv_heads, shape.head_dim)
+        hidden = _normed(x, layer.input_norm, shape.rms_eps)
+        heads = layer.qkv(hidden).view(-1, rotated + shape.num_kv_heads, shape.head_dim)
         qk = heads[:, :rotated]
         if layer.qk_norm is not None:
-            torch.mul(rms_norm(qk, None, shape.rms_eps), layer.qk_norm, out=qk)
+            torch.mul(_normed(qk, None, shape.rms_eps), layer.qk_norm, out=qk)
         if self._interleave_late:
             qk.copy_(qk.index_select(-1, self._pairs))
         if phase.dtype.to_real() == qk.dtype:
@@ -163,10 +164,10 @@ class LeanDecoder:
 
     def _finish(self, layer: _Layer, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """The residual stream after the attention output and the gated unit."""
-        x = _add_linear(x, attended, layer.out, layer.out_bias)
-        hidden = rms_norm(x, layer.mlp_norm, self.shape.rms_eps)
-        gate, up = F.linear(hidden, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
-        return _add_linear(x, F.silu(gate).mul_(up), layer.down, layer.down_bias)
+        x = layer.out.added_to(x, attended)
+        hidden = _normed(x, layer.mlp_norm, self.shape.rms_eps)
+        gate, up = layer.gate_up(hidden).chunk(2, dim=-1)
+        return layer.down.added_to(x, F.silu(gate).mul_(up))
 
     @torch.inference_mode()
     def decode(self, token_ids: torch.Tensor, positions: torch.Tensor, longest: int, buckets: Sequence[KvBucket]) -> torch.Tensor:
@@ -191,7 +192,7 @@ class LeanDecoder:
                 bucket.write(index, part[:, num_heads:])
                 outputs.append(bucket.attend(index, part[:, :num_heads], scale))
             x = self._finish(layer, x, outputs[0] if len(outputs) == 1 else torch.cat(outputs))
-        return F.linear(rms_norm(x, self._norm, self.shape.rms_eps), self._head)
+        return self._head(rms_norm(x, self._norm, self.shape.rms_eps))
 
     @torch.inference_mode()
     def prefill(self, token_ids: torch.Tensor, lengths: Sequence[int], *, keep_kv: bool = True) -> PackedStates:
@@ -215,7 +216,7 @@ class LeanDecoder:
         """Logits (end - start, V) that follow the tokens [start, end) of one packed sequence."""
         first = states.layout.starts[index]
         hidden = rms_norm(states.stream[first + start : first + end], self._norm, self.shape.rms_eps)
-        return F.linear(hidden, self._head)
+        return self._head(hidden)
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,5 @@ class PackedStates:
         return self.kv[:, :, start : start + self.lengths[index]].transpose(2, 3)
 
 
-def _add_linear(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x + y W^T (+ bias)."""
-    out = torch.addmm(x, y, weight.t())
-    return out if bias is None else out.add_(bias)
+def _normed(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+    return rms_normed(x, eps) if weight is None else rms_norm(x, weight, eps)

@@ -117,6 +117,8 @@ class Driver:
         self.memo: Memo = {}
         self.version: Version = engine.load().version
         self.emitted_steps = 0
+        self.tokens_at_cut = 0
+        self.groups_out = 0
         self.lengths = LengthMeter(spec.max_new_tokens)
         self._blocked_at: int | None = None
         self._batch: Batch | None = None
@@ -143,6 +145,8 @@ class Driver:
 
     def wait_for_update(self) -> Updated:
         """Run until the trainer reports that the emitted batch has been used; rollouts go on if the schedule lets them."""
+        self._plan()  # what the schedule starts beside the update, it starts now
+        self.after_turn()
         while self._updated is None:
             self._turn()
         updated, self._updated = self._updated, None
@@ -244,6 +248,8 @@ class Driver:
         """Count emitted groups as the next batch."""
         batch = Batch(self.emitted_steps, self.version, groups, max_token_lag)
         self.emitted_steps += 1
+        self.tokens_at_cut = self.engine.load().generated_tokens
+        self.groups_out = len(groups)
         for group in groups:
             for sample, _ in group.rewarded:
                 self.lengths.delivered(len(sample))
@@ -371,8 +377,16 @@ class DriverView:
         return len(self._pool.ready)
 
     @property
+    def num_training_groups(self) -> int:
+        return self._driver.groups_out if self.updating else 0
+
+    @property
     def num_running(self) -> int:
         return self._pool.num_running
+
+    @property
+    def step_tokens(self) -> int:
+        return self._driver.engine.load().generated_tokens - self._driver.tokens_at_cut
 
     def waiting_groups(self, limit: int | None = None) -> tuple[GroupId, ...]:
         return self._pool.waiting_groups(limit)

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from april.core.ids import GroupId, SampleId, Version
+from april.engines.base import UpdateMode
 
 
 class Status(StrEnum):
@@ -70,7 +71,9 @@ class View(Protocol):
         issuable: groups that may still be issued (prompts that are free now, and batches still wanted).
         num_groups: issued groups that are not emitted or dropped (waiting, active and ready).
         num_active_groups, num_ready_groups: groups of those kinds.
+        num_training_groups: groups of the batch that is out, until the engine serves its update.
         num_running: samples in the engine.
+        step_tokens: response tokens generated since the last batch was cut.
     """
 
     @property
@@ -90,7 +93,11 @@ class View(Protocol):
     @property
     def num_ready_groups(self) -> int: ...
     @property
+    def num_training_groups(self) -> int: ...
+    @property
     def num_running(self) -> int: ...
+    @property
+    def step_tokens(self) -> int: ...
 
     def waiting_groups(self, limit: int | None = None) -> tuple[GroupId, ...]:
         """The oldest groups with samples to start."""
@@ -134,6 +141,11 @@ class Schedule(Protocol):
     @property
     def max_lag_steps(self) -> int:
         """The largest lag, in updates, that a trained token can have; 0 promises on-policy data."""
+        ...
+
+    @property
+    def update_mode(self) -> UpdateMode:
+        """How the engine takes new weights while samples may be running."""
         ...
 
     def plan(self, view: View, memo: Memo) -> tuple[Plan, Memo]: ...

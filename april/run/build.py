@@ -183,15 +183,10 @@ def build(
     Raises:
         AprilError: for whatever the checks refuse.
     """
-    recipe, clock = resolved.recipe, WallClock()
+    recipe, clock, folder = resolved.recipe, WallClock(), run_folder(resolved.recipe)
     findings = check_recipe(recipe)
-    folder = run_folder(recipe)
     policy, tokenizer = load_policy(recipe)
-    context = context_tokens(policy)
-    data = load_data(recipe, tokenizer, context)
-    verifier = build_reward(reward) if reward is not None else verifier_of(recipe, data.task)
-    custom = reward is not None or getattr(recipe.reward, "type", None) == "python"
-    findings += [*check_data(recipe, data, tokenizer, context), check_gold_answers(recipe, data, verifier, custom=custom)]
+    data, verifier = _checked_data(recipe, policy, tokenizer, reward, findings)
     reference = load_policy(recipe, recipe.model.reference)[0] if "reference" in recipe.algorithm.requires else None
     engine = build_engine(recipe, policy, tokenizer, clock)
     trainer = Trainer(policy, recipe.algorithm, recipe.training, reference=reference, clock=clock, total_steps=recipe.steps)
@@ -229,6 +224,18 @@ def build(
     )
     findings.append(check_disk(folder, parts.num_parameters, recipe.checkpoint.keep))
     return parts
+
+
+def _checked_data(
+    recipe: Recipe, policy: Policy, tokenizer: Tokenizer, reward: Callable[..., Any] | None, findings: list[Finding]
+) -> tuple[Data, Verifier]:
+    """Prompts and what judges them, after the checks; adds what those found."""
+    context = context_tokens(policy)
+    data = load_data(recipe, tokenizer, context)
+    verifier = build_reward(reward) if reward is not None else verifier_of(recipe, data.task)
+    custom = reward is not None or getattr(recipe.reward, "type", None) == "python"
+    findings += [*check_data(recipe, data, tokenizer, context), check_gold_answers(recipe, data, verifier, custom=custom)]
+    return data, verifier
 
 
 def driver_options(recipe: Recipe) -> dict[str, Any]:

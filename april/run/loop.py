@@ -158,7 +158,7 @@ class Run:
             parts.trainer.submit(batch)
             updated = driver.wait_for_update()
         with _timed(seconds, "publish_s"), telemetry.timeline.span("driver", "publish"):
-            driver.publish(parts.trainer.weights(), updated.version, "drain")
+            driver.publish(parts.trainer.weights(), updated.version, driver.schedule.update_mode)
         if self.journal is not None:
             self.journal.flush(fsync=parts.recipe.checkpoint.fsync)
         row = telemetry.row(batch, driver, values(updated.metrics), seconds, before)
@@ -175,6 +175,7 @@ class Run:
         parts, done = self.parts, []
         known = {record["mode"] for record in read_jsonl(parts.folder / "evaluations.jsonl") if record["step"] == step}
         for mode in [mode for mode in parts.recipe.evaluation.modes if mode not in known]:
+            parts.driver.park_all()  # one version for all problems, and nothing of the training runs beside them
             self.telemetry.view.status(f"evaluating on {len(parts.data.held_out)} held-out problems, {mode}")
             with self.telemetry.timeline.span("driver", f"evaluate {mode}"):
                 result = evaluate_parts(parts, mode)

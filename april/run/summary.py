@@ -48,7 +48,7 @@ def _accuracies(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for mode, suffix in (("sampled", ""), ("greedy", "_greedy")):
         records = [record for record in evaluations if record["mode"] == mode]
-        first, last = (records[0], records[-1]) if records else ({}, {})
+        first, last = records[0] if records else {}, records[-1] if len(records) > 1 else {}
         out |= {f"accuracy_before{suffix}": first.get("accuracy"), f"accuracy_after{suffix}": last.get("accuracy")}
         if len(records) > 1:
             out |= {f"{name}{suffix}": value for name, value in gain(first, last).items()}

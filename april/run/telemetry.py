@@ -85,15 +85,15 @@ class Telemetry:
         rows = read_jsonl(folder / "metrics.jsonl")
         self._known_steps = {int(row["step"]) for row in rows}
         self.offset_s = float(rows[-1]["time_s"]) if rows else 0.0
-        self._tokens_before = int(rows[-1].get("tokens_generated") or 0) if rows else 0
+        self._tokens_generated = int(rows[-1].get("tokens_generated") or 0) if rows else 0
         sinks: list[Sink] = [JsonlSink(folder / "metrics.jsonl")]
         if observe.tensorboard:
             sinks.append(TensorBoardSink(folder / "tensorboard"))
         self.metrics = Sinks(sinks)
         self.evaluations = JsonlSink(folder / "evaluations.jsonl")
-        every, transcripts = observe.transcripts_every_steps, JsonlSink(folder / "transcripts.jsonl")
-        self.recorder = Recorder(transcripts, decode, num_groups=observe.transcript_groups, every=max(1, every))
-        self.evaluation_recorder = Recorder(transcripts, decode, num_groups=3)
+        every, self._transcripts = observe.transcripts_every_steps, JsonlSink(folder / "transcripts.jsonl")
+        self.recorder = Recorder(self._transcripts, decode, num_groups=observe.transcript_groups, every=max(1, every))
+        self.evaluation_recorder = Recorder(self._transcripts, decode, num_groups=3)
         self._record_transcripts = every > 0
         self.timeline = Timeline(folder / "timeline.jsonl" if observe.timeline else None, clock, offset_s=self.offset_s)
         self.watcher = TimelineWatcher(self.timeline)
@@ -153,6 +153,7 @@ class Telemetry:
         delivered = driver.lengths.delivered_mean_tokens
         generated, rollout_s = load.generated_tokens - before.generated_tokens, seconds.get("rollout_s", 0.0)
         counts = pool.ledger.counts
+        self._tokens_generated += generated
         return {
             "step": batch.step,
             "version": batch.version + 1,
@@ -171,7 +172,7 @@ class Telemetry:
             **{f"{status}_total": counts[status] for status in _ENDS},
             "issued_total": pool.ledger.issued,
             "ledger_balanced": pool.ledger.balanced,
-            "tokens_generated": self._tokens_before + load.generated_tokens,
+            "tokens_generated": self._tokens_generated,
             "step_tokens_generated": generated,
             "tokens_per_s": generated / rollout_s if rollout_s else float("nan"),
             "idle_fraction": max(0.0, 1 - (load.slot_s - before.slot_s) / rollout_s) if rollout_s else float("nan"),
@@ -185,3 +186,4 @@ class Telemetry:
         self.timeline.close()
         self.metrics.close()
         self.evaluations.close()
+        self._transcripts.close()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from april import __version__
 from april.bench.peers.base import Generated, Setup, TokenLists
+from april.bench.shapes import MAX_POSITIONS
 from april.core.clock import WallClock
-from april.core.event import Broken, Finished, Progressed
 from april.core.errors import EngineError
+from april.core.event import Broken, Finished, Progressed
 from april.core.ids import GroupId
 from april.core.prompt import Prompt
 from april.core.sample import Sample
@@ -20,6 +22,7 @@ from april.engines.embedded.config import EmbeddedConfig
 from april.engines.embedded.engine import EmbeddedEngine
 
 _STEPS_PER_POLL = 32
+_SMALLEST_ROW_TOKENS = 64
 
 
 class AprilEmbedded:
@@ -29,26 +32,30 @@ class AprilEmbedded:
 
     def __init__(self, setup: Setup) -> None:
         import torch
-        from transformers import AutoModelForCausalLM
+        import transformers
 
         torch.set_num_threads(setup.threads)
         self._setup = setup
-        self._module = AutoModelForCausalLM.from_pretrained(setup.folder, dtype=torch.float32).eval()
+        loader: Any = transformers.AutoModelForCausalLM
+        self._module = loader.from_pretrained(setup.folder, dtype=torch.float32).eval()
 
-    def _engine(self, num_rows: int) -> EmbeddedEngine:
+    def _engine(self, samples: Sequence[Sample]) -> EmbeddedEngine:
+        """An engine whose KV memory holds all samples at once; a row can be twice as long as what it holds."""
+        tokens = [len(sample.prompt.token_ids) + sample.spec.max_new_tokens for sample in samples]
         config = EmbeddedConfig(
-            max_running=num_rows,
-            kv_tokens=max(2 * num_rows * self._setup.max_tokens, 1024),
+            max_running=len(samples),
+            kv_tokens=max(sum(max(2 * count, _SMALLEST_ROW_TOKENS) for count in tokens), MAX_POSITIONS),
             threads=self._setup.threads,
             steps_per_poll=_STEPS_PER_POLL,
         )
         return EmbeddedEngine(self._module, clock=WallClock(), config=config)
 
-    def generate(self, prompts: TokenLists, max_new_tokens: Sequence[int]) -> Generated:
+    def generate(self, prompts: TokenLists, max_new_tokens: Sequence[int], batch_rows: int) -> Generated:
         """All requests are submitted at once; the engine decodes them together."""
-        engine = self._engine(len(prompts))
         samples = _samples(prompts, max_new_tokens)
+        engine = self._engine(samples)
         counts = dict.fromkeys((sample.id for sample in samples), 0)
+        started_s = time.perf_counter()
         engine.submit(samples)
         while engine.ready_at() is not None:
             for event in engine.poll():
@@ -56,8 +63,9 @@ class AprilEmbedded:
                     raise EngineError("the engine lost a sample", where=str(event.id), got=event.reason)
                 if isinstance(event, Progressed | Finished) and event.segment is not None:
                     counts[event.id] += len(event.segment)
+        wall_s = time.perf_counter() - started_s
         engine.close()
-        return Generated([counts[sample.id] for sample in samples], num_steps=max(max_new_tokens))
+        return Generated(wall_s, [counts[sample.id] for sample in samples], num_steps=max(max_new_tokens))
 
     def python_overhead(self, prompts: TokenLists) -> dict[str, float]:
         """Share of a decode step that is spent outside torch's operators.
@@ -70,8 +78,9 @@ class AprilEmbedded:
         """
         from torch.profiler import ProfilerActivity, profile
 
-        engine = self._engine(len(prompts))
-        engine.submit(_samples(prompts, [5 * _STEPS_PER_POLL] * len(prompts)))
+        samples = _samples(prompts, [5 * _STEPS_PER_POLL] * len(prompts))
+        engine = self._engine(samples)
+        engine.submit(samples)
         engine.poll()  # prefill and warm-up
         before_s = _poll_step_s(engine)
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
@@ -103,8 +112,9 @@ def _samples(prompts: TokenLists, max_new_tokens: Sequence[int]) -> list[Sample]
     samples = []
     for tokens, limit in zip(prompts, max_new_tokens, strict=True):
         key, serial = tuple(tokens), len(groups)
-        fresh = GroupId(serial, 0, f"p{serial}"), Prompt(f"p{serial}", np.array(tokens, np.int32)), []
-        group, prompt, members = groups.setdefault(key, fresh)
+        if key not in groups:
+            groups[key] = GroupId(serial, 0, f"p{serial}"), Prompt(f"p{serial}", np.array(tokens, np.int32)), []
+        group, prompt, members = groups[key]
         members.append(Sample(group.member(len(members)), prompt, SamplingSpec(max_new_tokens=int(limit))))
         samples.append(members[-1])
     return samples

@@ -19,8 +19,6 @@ class Setup:
         max_rows: most requests of a workload.
         max_tokens: longest prompt plus response.
         kv_gib: whole GiB that hold the KV of any workload, for engines that allocate it beforehand.
-        static_rows: batch size of engines that run whole batches; 0 means all requests of a workload.
-        long_tailed_static_rows: the same for workloads of unequal lengths.
     """
 
     folder: str
@@ -28,8 +26,6 @@ class Setup:
     max_rows: int
     max_tokens: int
     kv_gib: int = 1
-    static_rows: int = 0
-    long_tailed_static_rows: int = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +33,13 @@ class Generated:
     """What came of a workload.
 
     Attributes:
+        wall_s: seconds from the first request given to the last response received; opening the engine is not counted.
         num_tokens: new tokens of each request.
         num_steps: decode steps, counted or (for engines that do not tell) the length of the longest request.
         num_prefills: batches that were started, which is how many of these steps also read prompts.
     """
 
+    wall_s: float
     num_tokens: list[int]
     num_steps: int
     num_prefills: int = 1
@@ -55,8 +53,12 @@ class Peer(Protocol):
 
     version: str
 
-    def generate(self, prompts: TokenLists, max_new_tokens: Sequence[int]) -> Generated:
-        """Generate exactly so many new tokens for each prompt."""
+    def generate(self, prompts: TokenLists, max_new_tokens: Sequence[int], batch_rows: int) -> Generated:
+        """Generate exactly so many new tokens for each prompt.
+
+        Args:
+            batch_rows: requests of one batch, for engines that run whole batches; others decode all requests together.
+        """
         ...
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,14 +23,16 @@ class TransformersContinuous:
 
         torch.set_num_threads(setup.threads)
         self.version = transformers.__version__
-        self._module: Any = transformers.AutoModelForCausalLM.from_pretrained(setup.folder, dtype=torch.float32).eval()
+        loader: Any = transformers.AutoModelForCausalLM
+        self._module = loader.from_pretrained(setup.folder, dtype=torch.float32).eval()
 
-    def generate(self, prompts: TokenLists, max_new_tokens: Sequence[int]) -> Generated:
+    def generate(self, prompts: TokenLists, max_new_tokens: Sequence[int], batch_rows: int) -> Generated:
         """One manager for the workload; requests are added at once, each with its own length."""
-        from transformers import GenerationConfig
+        import transformers
         from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-        generation = GenerationConfig(
+        make_config: Any = transformers.GenerationConfig
+        generation = make_config(
             do_sample=True,
             temperature=1.0,
             top_k=0,
@@ -41,15 +44,20 @@ class TransformersContinuous:
         sizes = [len(tokens) + limit for tokens, limit in zip(prompts, max_new_tokens, strict=True)]
         pages = sum(-(-size // _PAGE_TOKENS) for size in sizes)
         config = ContinuousBatchingConfig(
-            page_size=_PAGE_TOKENS, num_blocks=pages, max_batch_tokens=max(4096, len(prompts)), max_requests_per_batch=len(prompts)
+            page_size=_PAGE_TOKENS,
+            num_blocks=pages,
+            max_batch_tokens=max(4096, len(prompts)),
+            max_requests_per_batch=len(prompts),
         )
         with self._module.continuous_batching_context_manager(
             generation_config=generation, continuous_batching_config=config
         ) as manager:
+            started_s = time.perf_counter()
             for index, (tokens, limit) in enumerate(zip(prompts, max_new_tokens, strict=True)):
                 manager.add_request(list(tokens), request_id=str(index), max_new_tokens=int(limit), eos_token_id=-1)
             counts = _collect(manager, len(prompts))
-        return Generated(counts, num_steps=max(max_new_tokens))
+            wall_s = time.perf_counter() - started_s
+        return Generated(wall_s, counts, num_steps=max(max_new_tokens))
 
     def close(self) -> None:
         """The manager ended with its workload."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,29 +18,28 @@ class TransformersStatic:
 
         torch.set_num_threads(setup.threads)
         self.version = transformers.__version__
-        self._setup = setup
-        self._module: Any = transformers.AutoModelForCausalLM.from_pretrained(setup.folder, dtype=torch.float32).eval()
+        loader: Any = transformers.AutoModelForCausalLM
+        self._module = loader.from_pretrained(setup.folder, dtype=torch.float32).eval()
 
-    def generate(self, prompts: TokenLists, max_new_tokens: Sequence[int]) -> Generated:
+    def generate(self, prompts: TokenLists, max_new_tokens: Sequence[int], batch_rows: int) -> Generated:
         """Sample with a stopping criterion that ends each row at its own length."""
-        long_tailed = len(set(max_new_tokens)) > 1
-        size = self._setup.long_tailed_static_rows if long_tailed else self._setup.static_rows
-        size = size or len(prompts)
         counts: list[int] = []
         num_steps = num_batches = 0
-        for start in range(0, len(prompts), size):
-            limits = list(max_new_tokens[start : start + size])
-            counts += self._batch(prompts[start : start + size], limits)
+        started_s = time.perf_counter()
+        for start in range(0, len(prompts), batch_rows):
+            limits = list(max_new_tokens[start : start + batch_rows])
+            counts += self._batch(prompts[start : start + batch_rows], limits)
             num_steps += max(limits)
             num_batches += 1
-        return Generated(counts, num_steps, num_batches)
+        return Generated(time.perf_counter() - started_s, counts, num_steps, num_batches)
 
     def _batch(self, prompts: TokenLists, limits: list[int]) -> list[int]:
         import torch
-        from transformers import GenerationConfig, StoppingCriteriaList
+        import transformers
 
         ids = torch.tensor(prompts)
-        config = GenerationConfig(
+        make_config: Any = transformers.GenerationConfig
+        config = make_config(
             do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max(limits), pad_token_id=0, eos_token_id=None
         )
         with torch.inference_mode():
@@ -47,7 +47,7 @@ class TransformersStatic:
                 ids,
                 attention_mask=torch.ones_like(ids),
                 generation_config=config,
-                stopping_criteria=StoppingCriteriaList([_own_length(ids.shape[1], limits)]),
+                stopping_criteria=transformers.StoppingCriteriaList([_own_length(ids.shape[1], limits)]),
             )
         longest = out.shape[1] - ids.shape[1]
         return [min(longest, limit) for limit in limits]

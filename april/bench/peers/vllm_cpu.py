@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ class VllmCpu:
             seed=0,
         )
 
-    def generate(self, prompts: TokenLists, max_new_tokens: Sequence[int]) -> Generated:
+    def generate(self, prompts: TokenLists, max_new_tokens: Sequence[int], batch_rows: int) -> Generated:
         """All requests in one call, each with its own length."""
         from vllm import SamplingParams
 
@@ -39,8 +40,10 @@ class VllmCpu:
             SamplingParams(temperature=1.0, max_tokens=int(limit), ignore_eos=True, detokenize=False) for limit in max_new_tokens
         ]
         inputs: Any = [{"prompt_token_ids": list(tokens)} for tokens in prompts]
+        started_s = time.perf_counter()
         outputs = self._engine.generate(inputs, params, use_tqdm=False)
-        return Generated([len(output.outputs[0].token_ids) for output in outputs], num_steps=max(max_new_tokens))
+        wall_s = time.perf_counter() - started_s
+        return Generated(wall_s, [len(output.outputs[0].token_ids) for output in outputs], num_steps=max(max_new_tokens))
 
     def close(self) -> None:
         """Its child processes end with it."""

@@ -21,6 +21,8 @@ class EmbeddedConfig(Config):
     dtype: Literal["auto", "float32", "float64", "bfloat16"] = Field("auto", description="numerics; auto keeps the model's own")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; unset leaves torch's own choice")
     share_prefix: bool = Field(True, description="copy the KV of a common prefix instead of computing it again")
+    retain_parked: bool = Field(True, description="keep the KV of parked samples in spare room until they are resumed")
+    retain_finished: bool = Field(False, description="keep the KV of finished samples in spare room for children forked later")
     forward: Literal["auto", "lean", "transformers"] = Field(
         "auto", description="lean: own forward (Qwen3, Qwen2, Llama); transformers: the model's; auto takes lean where it can"
     )

@@ -19,7 +19,7 @@ from april.core.clock import Clock
 from april.core.errors import EngineError, nearest
 from april.core.event import Event, Finished, Parked, Progressed
 from april.core.ids import SampleId, Version
-from april.core.sample import Sample, Stop
+from april.core.sample import Sample, Segment, Stop
 from april.engines.base import Caps, Load, UpdateMode, Weights
 from april.engines.embedded.config import EmbeddedConfig
 from april.engines.embedded.prefill import compute_prefixes
@@ -180,10 +180,10 @@ class EmbeddedEngine:
             return
         for request in self._waiting.remove(self._aborted):
             self._end(request, Parked(self._clock.now(), request.id, None))
-        for slot in self._running.slots_of(self._aborted):
-            request = self._running.request(slot)
-            segment = self._running.take_segment(slot, self._version, self._sampler(slot))
-            self._running.remove(slot)
+        slots = self._running.slots_of(self._aborted)
+        parked = [(self._running.request(slot), self._take(slot)) for slot in slots]
+        self._running.remove(slots, keep=self._config.retain_parked)
+        for request, segment in parked:
             self._end(request, Parked(self._clock.now(), request.id, segment))
         self._aborted = set()
 
@@ -211,7 +211,7 @@ class EmbeddedEngine:
         for slot in self._running.over_budget():
             request = self._running.request(slot)
             self._report(slot)
-            self._running.remove(slot)
+            self._running.remove([slot])
             self._waiting.add(request)
             self._counts["preemptions"] += 1
         self._running.grow()
@@ -229,19 +229,20 @@ class EmbeddedEngine:
         ended |= dict.fromkeys(eos.tolist(), "eos")
         for slot, stop in sorted(ended.items(), key=lambda item: self._running.request(item[0]).serial):
             request = self._running.request(slot)
-            segment = self._running.take_segment(slot, self._version, self._sampler(slot))
-            self._running.remove(slot)
+            segment = self._take(slot)
+            self._running.remove([slot], keep=self._config.retain_finished)
             self._end(request, Finished(self._clock.now(), request.id, segment, stop))
-        for slot in self._running.full():
+        for slot in self._running.full(slots):
             self._report(slot)
 
     def _report(self, slot: int) -> None:
-        segment = self._running.take_segment(slot, self._version, self._sampler(slot))
+        segment = self._take(slot)
         if segment is not None:
             self._outbox.append(Progressed(self._clock.now(), self._running.request(slot).id, segment))
 
-    def _sampler(self, slot: int) -> str:
-        return self._sampler_id + ("+mixed-kv" if self._running.is_mixed(slot) else "")
+    def _take(self, slot: int) -> Segment | None:
+        sampler = self._sampler_id + ("+mixed-kv" if self._running.is_mixed(slot) else "")
+        return self._running.take_segment(slot, self._version, sampler)
 
     # -- weights --------------------------------------------------------------------------------------------------
 
@@ -266,9 +267,11 @@ class EmbeddedEngine:
         if mode == "keep_kv":
             self._running.mark_mixed()
             return
-        for slot in self._running.slots():
-            request = self._running.request(slot)
-            self._running.remove(slot)
+        self._running.kept.shrink(0)
+        slots = self._running.slots()
+        requests = [self._running.request(slot) for slot in slots]
+        self._running.remove(slots)
+        for request in requests:
             self._waiting.add(request)
 
     def _draining(self) -> bool:
@@ -279,6 +282,7 @@ class EmbeddedEngine:
             return
         weights, version = self._pending
         self._forward.load(weights)
+        self._running.kept.shrink(0)
         self._pending, self._version = None, version
 
     # -- questions ------------------------------------------------------------------------------------------------
@@ -305,7 +309,7 @@ class EmbeddedEngine:
     @torch.inference_mode()
     def close(self) -> None:
         """Drop everything; nothing more is reported."""
-        for slot in self._running.slots():
-            self._running.remove(slot)
+        self._running.remove(self._running.slots())
+        self._running.kept.shrink(0)
         self._waiting = WaitingQueue()
         self._live, self._aborted, self._outbox, self._pending = {}, set(), [], None

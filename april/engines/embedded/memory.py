@@ -9,6 +9,7 @@ from itertools import chain
 import numpy as np
 import torch
 
+from april.engines.embedded.retain import Kept, KeptKv, Key
 from april.engines.embedded.scheduler import class_for
 from april.engines.embedded.slots import Ints
 from april.models.kv import KvBucket
@@ -21,13 +22,17 @@ class KvMemory:
         classes: row capacities, ascending.
         make_bucket: empty bucket of one capacity.
         num_slots: samples that can run.
-        budget_tokens: bound of the tokens allocated in all buckets (while a bucket moves, both copies exist).
+        budget_tokens: bound of the tokens allocated in all buckets and kept (while a bucket moves, both copies exist).
+
+    Attributes:
+        kept: KV of samples that do not run, in room that rows leave.
     """
 
     def __init__(
         self, classes: Sequence[int], make_bucket: Callable[[int], KvBucket], num_slots: int, budget_tokens: int
     ) -> None:
         self._budget_tokens, self._num_slots = budget_tokens, num_slots
+        self.kept = KeptKv()
         self.classes = tuple(classes)
         self._make_bucket = make_bucket
         self._buckets: dict[int, KvBucket] = {}
@@ -72,16 +77,29 @@ class KvMemory:
         needed = bucket.size + num_rows
         if needed <= bucket.rows:
             return
-        free = self._budget_tokens - self.allocated_tokens
-        if (needed - bucket.rows) * capacity > free:
-            self._shrink(keep=capacity)
-            free = self._budget_tokens - self.allocated_tokens
+        free = self._make_free((needed - bucket.rows) * capacity, keep=capacity)
         generous = min(2 * bucket.rows, self._num_slots, bucket.rows + free // capacity)
         bucket.resize(max(needed, generous))
 
-    def _shrink(self, keep: int) -> None:
+    def keep(self, key: Key, kept: Kept) -> None:
+        """Keep this KV where rows leave room, at the cost of what was kept before."""
+        size = len(kept.token_ids)
+        self.kept.drop(key)
+        if size and size <= self._make_free(size):
+            self.kept.add(key, kept)
+
+    def _make_free(self, num_tokens: int, keep: int | None = None) -> int:
+        """Tokens that may be allocated; less than asked for only where rows hold the rest."""
+        if num_tokens > self._budget_tokens - self.allocated_tokens - self.kept.num_tokens:
+            self._shrink(keep)
+        self.kept.shrink(self._budget_tokens - self.allocated_tokens - num_tokens)
+        return self._budget_tokens - self.allocated_tokens - self.kept.num_tokens
+
+    def _shrink(self, keep: int | None) -> None:
         for capacity, bucket in list(self._buckets.items()):
             if capacity == keep:
+                continue
+            if bucket.size == bucket.rows:
                 continue
             if bucket.size:
                 bucket.resize(bucket.size)

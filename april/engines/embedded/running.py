@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +13,13 @@ from april.core.sample import Segment
 from april.engines.embedded.config import EmbeddedConfig
 from april.engines.embedded.forward import Forward
 from april.engines.embedded.memory import KvMemory
-from april.engines.embedded.sampler import SpecBatch, draw, spec_batch
+from april.engines.embedded.retain import Kept, KeptKv, Key
+from april.engines.embedded.sampler import SpecBatch, draw, spec_batch_of
 from april.engines.embedded.scheduler import Request, choose_preempted
 from april.engines.embedded.slots import Ints, SlotTable
 from april.models.kv import KvBucket
+
+_UNIFORMS_STEPS = 16
 
 
 class RunningBatch:
@@ -81,20 +84,38 @@ class RunningBatch:
         """Allocate the rows of requests that are about to be added."""
         self._memory.expect([len(request.context) for request in requests])
 
-    def add(self, request: Request, source: torch.Tensor | None) -> int:
+    @property
+    def kept(self) -> KeptKv:
+        """KV of samples that do not run."""
+        return self._memory.kept
+
+    def keep(self, key: Key, kept: Kept) -> None:
+        """Keep this KV where there is room."""
+        self._memory.keep(key, kept)
+
+    def add(self, request: Request, source: torch.Tensor | None, *, mixed: bool = False) -> int:
         """Start a request whose tokens but the last have the KV `source`; returns its slot."""
         slot = self._table.open(request)
+        self._table.mixed_kv[slot] = mixed
         self._memory.insert(slot, len(request.context) - 1, source)
         self._slot_of[request.id] = slot
         self._changed = True
         return slot
 
-    def remove(self, slot: int) -> None:
-        """Stop decoding a slot; unreported tokens are lost, so take them first."""
-        del self._slot_of[self._table.request(slot).id]
-        self._memory.remove(slot)
-        self._table.close(slot)
-        self._changed = True
+    def remove(self, slots: Sequence[int], *, keep: bool = False) -> None:
+        """Stop decoding these slots; unreported tokens are lost, so take them first; `keep` their KV where there is room."""
+        kept = [(self._table.request(slot).id, self._kept(slot)) for slot in slots] if keep else []
+        for slot in slots:
+            del self._slot_of[self._table.request(slot).id]
+            self._memory.remove(slot)
+            self._table.close(slot)
+        self._changed = self._changed or bool(slots)
+        for id_, kv in kept:
+            self.keep(id_, kv)
+
+    def _kept(self, slot: int) -> Kept:
+        token_ids = self.tokens(slot)[:-1]
+        return Kept(token_ids, self.prefix_kv(slot, len(token_ids)).clone(), self.is_mixed(slot))
 
     def prefix_kv(self, slot: int, num_tokens: int) -> torch.Tensor:
         """KV of a running sample's first tokens."""
@@ -105,8 +126,9 @@ class RunningBatch:
         return bool(self._table.mixed_kv[slot])
 
     def mark_mixed(self) -> None:
-        """All running samples go on with KV of the former weights."""
+        """All running samples, and parked ones, go on with KV of the former weights."""
         self._table.mixed_kv[list(self._slot_of.values())] = True
+        self.kept.age()
 
     def _growing(self) -> Ints:
         slots = self._sync_order()
@@ -128,8 +150,9 @@ class RunningBatch:
 
     def grow(self) -> None:
         """Move full rows into their next class."""
-        for slot in self._growing().tolist():
-            self._memory.promote(slot)
+        growing = self._growing().tolist()
+        if growing:
+            self._memory.promote(growing)
             self._changed = True
 
     def _sync_order(self) -> Ints:
@@ -142,8 +165,9 @@ class RunningBatch:
         self._buckets: list[KvBucket] = self._memory.buckets()
         self._tokens = torch.from_numpy(self._table.last_token[slots]).to(device)
         self._positions = torch.from_numpy(self._memory.num_tokens[slots]).to(device)
-        specs = [self._table.request(slot).sample.spec for slot in slots.tolist()]
-        self._specs: SpecBatch = spec_batch(specs, self._forward.vocab_size, device, self._forward.dtype)
+        columns = self._table.specs(slots)
+        self._specs: SpecBatch = spec_batch_of(columns, self._forward.vocab_size, device, self._forward.dtype)
+        self._uniforms: Iterator[torch.Tensor] = iter(())
         return slots
 
     def step(self) -> tuple[Ints, Ints, Ints]:
@@ -157,8 +181,7 @@ class RunningBatch:
             bucket.begin_step()
         longest = max(bucket.longest for bucket in self._buckets)
         logits = self._forward.decode(self._tokens, self._positions, longest, self._buckets)
-        uniforms = torch.from_numpy(self._table.uniforms(slots)).to(logits.device)
-        drawn = draw(logits, self._specs, uniforms)
+        drawn = draw(logits, self._specs, self._next_uniforms(slots))
         self._tokens = drawn.tokens
         self._positions += 1
         columns = [drawn.tokens.double(), drawn.logprobs.double()]
@@ -169,15 +192,24 @@ class RunningBatch:
         eos, limited = self._table.record(slots, host[0].astype(np.int64), host[1], host[2] if len(host) > 2 else None)
         return slots, eos, limited
 
+    def _next_uniforms(self, slots: Ints) -> torch.Tensor:
+        """Uniforms (n,) of the next position; drawn for some positions at once while members stay."""
+        found = next(self._uniforms, None)
+        if found is None:
+            block = torch.from_numpy(self._table.uniforms(slots, _UNIFORMS_STEPS)).to(self._forward.device)
+            self._uniforms = iter(block.unbind())
+            found = next(self._uniforms)
+        return found
+
     def with_strings(self, slots: Ints) -> list[int]:
         """Those of these slots that have stop strings."""
         found: list[int] = self._table.with_strings(slots).tolist()
         return found
 
-    def full(self) -> list[int]:
-        """Slots whose unreported tokens fill their buffer."""
-        slots: list[int] = self._table.full(np.array(sorted(self._slot_of.values()), np.int64)).tolist()
-        return slots
+    def full(self, slots: Ints) -> list[int]:
+        """Those of these slots whose unreported tokens fill their buffer."""
+        found: list[int] = self._table.full(slots).tolist()
+        return found
 
     def tail(self, slot: int, num_tokens: int) -> npt.NDArray[np.int32]:
         """The last response tokens of a slot."""

@@ -38,7 +38,9 @@ class SpecBatch:
     def rows(self, index: torch.Tensor) -> SpecBatch:
         """The parameters of these rows, int64 (m,), repeated as often as they are named."""
         parts = (self.inverse_temperature, self.greedy, self.top_p, self.top_k)
-        return SpecBatch(*(None if part is None else part.index_select(0, index) for part in parts), self.entropy, self.all_greedy)
+        return SpecBatch(
+            *(None if part is None else part.index_select(0, index) for part in parts), self.entropy, self.all_greedy
+        )
 
 
 SpecColumns = npt.NDArray[np.float64]

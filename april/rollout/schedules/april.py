@@ -13,6 +13,7 @@ from pydantic import Field
 
 from april.config.schema import Config
 from april.core.ids import GroupId, SampleId
+from april.engines.base import UpdateMode
 from april.rollout.staleness import OverAge, admissible, due_now, over_age
 from april.rollout.view import Memo, Plan, View
 
@@ -43,6 +44,8 @@ class AprilConfig(Config):
 
 class AprilSchedule:
     """The rule, in the order it decides: drop over-age groups, cut the batch, fill the room."""
+
+    update_mode: UpdateMode = "drain"
 
     def __init__(self, config: AprilConfig) -> None:
         self.config = config

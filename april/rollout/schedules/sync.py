@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from april.config.schema import Config
+from april.engines.base import UpdateMode
 from april.rollout.view import Memo, Plan, View
 
 
@@ -18,6 +19,7 @@ class SyncSchedule:
     """Keeps exactly one batch of groups open. What a filter drops is replaced at once."""
 
     max_lag_steps = 0
+    update_mode: UpdateMode = "drain"
 
     def __init__(self, config: SyncConfig) -> None:
         self.config = config

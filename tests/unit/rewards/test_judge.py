@@ -188,7 +188,7 @@ def test_rewards_import_no_heavy_library() -> None:
     import subprocess
 
     code = (
-        "import sys, april.rewards.runner, april.rewards.build, april.rewards.config, april.rewards.math_answer, "
+        "import sys, april.rewards.runner, april.rewards.build, april.rewards.math_answer, "
         "april.rewards.reasoning_gym, april.rewards.combine, april.rewards.python, april.selection.sampler, "
         "april.observe.statistics, april.environments.reasoning_gym, april.environments.jsonl, april.text.tokenizer\n"
         "print([m for m in ('torch', 'transformers', 'sympy', 'reasoning_gym', 'math_verify') if m in sys.modules])"

@@ -1,0 +1,140 @@
+"""`april bench`: speed on this machine, and the guard against losing it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from april.bench.engine_bench import BenchOptions
+
+app = typer.Typer(help="Measure speed on this machine, against the engines one could take instead.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="End with one line of JSON; everything else goes to stderr.")]
+
+
+@app.command()
+def engine(
+    out: Annotated[Path, typer.Option(help="Folder of results.json, table.md and the engines' own output.")] = Path("bench-run"),
+    model: Annotated[str, typer.Option(help="Models, separated by commas: 1m, 3m, 25m, 100m (tiny tries the benchmark).")] = "3m",
+    workload: Annotated[str, typer.Option(help="Lengths, separated by commas: fixed, lognormal, azure.")] = "fixed,lognormal",
+    requests: Annotated[str, typer.Option(help="Requests generated together, separated by commas.")] = "256",
+    peer: Annotated[
+        str, typer.Option(help="Engines to compare with, separated by commas; none for April alone.")
+    ] = "transformers-static,transformers-continuous,vllm",
+    peer_python: Annotated[
+        list[str] | None,
+        typer.Option(help="Interpreter for a peer, as NAME=PATH; a path alone is vllm's. Repeatable.", metavar="[NAME=]PATH"),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of every engine.")] = 5,
+    engine_seconds: Annotated[float, typer.Option(help="After so many seconds in one case an engine gets no more rounds.")] = 120,
+    threads: Annotated[int, typer.Option(help="CPU threads of each engine.")] = 2,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 32,
+    new_tokens: Annotated[int, typer.Option(help="New tokens of each request of the workload fixed.")] = 128,
+    mu: Annotated[float, typer.Option(help="Mean of the logarithm of a length; exp(mu) is the median.")] = 3.4,
+    sigma: Annotated[float, typer.Option(help="Standard deviation of the logarithm of a length.")] = 1.0,
+    cap: Annotated[int, typer.Option(help="Longest response of the long-tailed workloads.")] = 512,
+    trace: Annotated[Path | None, typer.Option(help="CSV with a column GeneratedTokens, for the workload azure.")] = None,
+    group_size: Annotated[int, typer.Option(help="Requests that share a prompt.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of lengths and prompts.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Generate the same requests with April's engine and with others, in turn, and compare."""
+    from april.bench.case import Effort
+    from april.bench.engine_bench import BenchOptions
+    from april.bench.workload import WorkloadOptions
+
+    options = BenchOptions(
+        models=_names(model),
+        workloads=_names(workload),  # type: ignore[arg-type]  # checked by the options
+        requests=tuple(_number(value, "--requests") for value in _names(requests)),
+        peers=() if peer == "none" else _names(peer),
+        workload=WorkloadOptions(
+            prompt_tokens, new_tokens, mu, sigma, cap, seed, group_size, None if trace is None else str(trace)
+        ),
+        effort=Effort(rounds, engine_seconds, threads),
+        pythons=dict(_python(value) for value in peer_python or ()),
+    )
+    _run(options, out, as_json)
+
+
+def _run(options: BenchOptions, out: Path, as_json: bool) -> None:
+    """Measure, write the files, print the table or the ratios."""
+    from april.bench.engine_bench import run_engine_bench
+    from april.bench.table import markdown
+    from april.cli.main import emit
+
+    out.mkdir(parents=True, exist_ok=True)
+    results = {"command": _command(), **run_engine_bench(options, out / "logs", _say)}
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / "table.md").write_text(markdown(results))
+    if as_json:
+        ratios = {case["name"]: case["ratios"] for case in results["cases"]}
+        emit({"results": str(out / "results.json"), "table": str(out / "table.md"), "ratios": ratios})
+    else:
+        print(markdown(results), end="")
+
+
+@app.command()
+def check(
+    results: Annotated[Path, typer.Argument(help="results.json of `april bench engine`.")],
+    baseline: Annotated[Path, typer.Option(help="File of ratios, such as benchmarks/baselines/cpu.json.")],
+    write: Annotated[bool, typer.Option("--write", help="Make the baseline from the results instead of comparing.")] = False,
+    tolerance: Annotated[float, typer.Option(help="With --write: share of a ratio that may be lost.")] = 0.25,
+    as_json: Json = False,
+) -> None:
+    """Compare ratios with a baseline; exit code 1 when one has got worse."""
+    from april.bench.baseline import check_results, make_baseline, read_json
+    from april.cli.main import emit
+
+    measured = read_json(results, "the results")
+    if write:
+        baseline.parent.mkdir(parents=True, exist_ok=True)
+        baseline.write_text(json.dumps(make_baseline(measured, tolerance), indent=1) + "\n")
+        print(f"wrote {baseline}", file=sys.stderr)
+        return
+    findings = check_results(read_json(baseline, "the baseline"), measured)
+    worse = [finding for finding in findings if finding.verdict == "regression"]
+    for finding in findings:
+        print(finding, file=sys.stderr if as_json else sys.stdout)
+    if as_json:
+        emit({"ok": not worse, "regressions": [f"{finding.case} against {finding.against}" for finding in worse]})
+    if worse:
+        sys.exit(1)
+
+
+def _say(line: str) -> None:
+    print(f"-- {line}", file=sys.stderr, flush=True)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def _number(text: str, where: str) -> int:
+    from april.core.errors import DataError
+
+    try:
+        return int(text)
+    except ValueError as error:
+        raise DataError("not a whole number", where=where, got=text) from error
+
+
+def _python(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    return (name, path) if equals else ("vllm", text)
+
+
+def _command() -> str:
+    """The command line as it was given, with interpreters named without their folders."""
+    return shlex.join(["april", *(_bare(argument) for argument in sys.argv[1:])])
+
+
+def _bare(argument: str) -> str:
+    name, equals, path = argument.rpartition("=")
+    return f"{name}{equals}{Path(path).name}" if Path(path).is_absolute() else argument
