@@ -132,9 +132,13 @@ def _run_model(cases: Sequence[Case], folder: str, options: BenchOptions, logs: 
                 children.pop(name).close()
         for case in cases:
             result["cases"].append(run_case(case, children, probe, options.effort, say))
-    finally:
+    except BaseException:
+        # Nobody waits for a generation whose result is not wanted any more.
         for child in (probe, *children.values()):
-            child.close()
+            child.kill()
+        raise
+    for child in (probe, *children.values()):
+        child.close()
 
 
 def _open(child: Child, setup: Setup) -> Record:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from april.bench.case import APRIL
+
 Json = Mapping[str, Any]
 
 
@@ -20,6 +22,7 @@ def markdown(results: Json) -> str:
         + (f" Load average before: {load[0]:.2f}." if load else ""),
         _engines(results["engines"]),
         _models(results["models"]),
+        summary(results["cases"]),
         *(_case(case) for case in results["cases"]),
         _probes(results["cases"], threads),
     ]
@@ -42,6 +45,18 @@ def rows_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; all columns but the first are aligned to the right."""
     rule = ["---", *("---:" for _ in header[1:])]
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
+
+
+def summary(cases: Sequence[Json]) -> str:
+    """One row a case: April's speed, its share of the bound, and how many times as fast as each peer it is."""
+    peers = list(dict.fromkeys(name for case in cases for name in case["engines"] if name != APRIL))
+    rows = []
+    for case in cases:
+        own = case["engines"][APRIL]
+        ratios = [_spread(case["ratios"][name], 1.0, 2) + "x" if name in case["ratios"] else "" for name in peers]
+        rows.append([case["name"], _spread(own["tokens_per_s"], 1.0, 0), f"{own['roofline_fraction']['median']:.0%}", *ratios])
+    header = ("model/lengths/requests", "April, tokens/s", "of the bound", *(f"over {name}" for name in peers))
+    return "### Summary\n\n" + rows_of(header, rows)
 
 
 def _case(case: Json) -> str:

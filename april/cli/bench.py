@@ -63,6 +63,39 @@ def engine(
     _run(options, out, as_json)
 
 
+@app.command()
+def grpo(
+    out: Annotated[Path, typer.Option(help="Folder of results.json, the runs and their output.")] = Path("bench-run"),
+    workload: Annotated[str, typer.Option(help="Lengths, separated by commas: long-tailed, even.")] = "long-tailed",
+    model: Annotated[str, typer.Option(help="Policy to start from.")] = "packaged",
+    steps: Annotated[int, typer.Option(help="Updates of each run.")] = 10,
+    seeds: Annotated[int, typer.Option(help="Runs of each side.")] = 3,
+    threads: Annotated[int, typer.Option(help="CPU threads of each run.")] = 2,
+    trl_python: Annotated[str, typer.Option(help="Interpreter of an environment that has trl.")] = sys.executable,
+    as_json: Json = False,
+) -> None:
+    """Train with April and with TRL's GRPOTrainer: same policy, prompts, update and number of steps."""
+    from april.bench.grpo_bench import GrpoOptions, run_grpo_bench
+    from april.cli.main import emit
+
+    out.mkdir(parents=True, exist_ok=True)
+    cases = []
+    for name in _names(workload):
+        options = GrpoOptions(name, model, steps=steps, seeds=seeds, threads=threads, trl_python=trl_python)
+        cases.append(run_grpo_bench(options, out, _say))
+    results = {"command": _command(), "cases": cases}
+    (out / "grpo.json").write_text(json.dumps(results, indent=1) + "\n")
+    if as_json:
+        emit(results)
+        return
+    for case in cases:
+        for side, ratio in case["speedup_over_trl"].items():
+            interval = f"95 % interval {ratio['low']:.2f} to {ratio['high']:.2f}"
+            print(
+                f"{case['workload']}: {side} is {ratio['mean']:.2f} times as fast as TRL ({interval}, {len(ratio['runs'])} seeds)"
+            )
+
+
 def _run(options: BenchOptions, out: Path, as_json: bool) -> None:
     """Measure, write the files, print the table or the ratios."""
     from april.bench.engine_bench import run_engine_bench

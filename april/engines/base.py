@@ -62,6 +62,9 @@ class Load:
         preemptions: samples whose KV was taken away for want of memory.
         busy_s: seconds spent computing.
         slot_s: integral over busy time of samples running / max_running.
+        drafted_tokens: guesses of speculative decoding that were verified.
+        accepted_tokens: those of them that were what was drawn.
+        speculation: whether guesses are made now, and why not.
     """
 
     running: int = 0
@@ -74,6 +77,9 @@ class Load:
     preemptions: int = 0
     busy_s: float = 0.0
     slot_s: float = 0.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    speculation: str = "off"
 
 
 class Engine(Protocol):

@@ -25,18 +25,17 @@ class KvBucket:
         self.dtype, self.device = dtype, device
         self.size = self.rows = self.longest = 0
         # Small CPU products are faster as plain batched matrix products; elsewhere the fused kernel wins.
-        self._fused = device.type != "cpu" or dtype not in (torch.float32, torch.float64)
+        self.fused = device.type != "cpu" or dtype not in (torch.float32, torch.float64)
         self.resize(0)
 
     def resize(self, rows: int) -> None:
         """Allocate memory for so many rows (at least the occupied ones) and keep what is there."""
         shape = (self.num_layers, 2, rows, self.num_kv_heads, self.capacity, self.head_dim)
         data = torch.zeros(shape, dtype=self.dtype, device=self.device)
-        mask = torch.full((rows, self.num_kv_heads, self.capacity), float("-inf"), dtype=self.dtype, device=self.device)
         if self.size:
             data[:, :, : self.size] = self.data[:, :, : self.size]
-            mask[: self.size] = self._mask[: self.size]
-        self.data, self._mask, self.rows = data, mask, rows
+        self._mask = torch.empty((rows, self.num_kv_heads, self.capacity), dtype=self.dtype, device=self.device)
+        self.data, self.rows = data, rows
 
     def insert(self, source: torch.Tensor | None, length: int) -> int:
         """Occupy the next allocated row with `length` tokens of KV (layers, 2, H_kv, length, d); returns the row."""
@@ -44,8 +43,6 @@ class KvBucket:
         self.size += 1
         if source is not None and length:
             self.data[:, :, row, :, :length] = source
-        self._mask[row, :, :length] = 0
-        self._mask[row, :, length:] = float("-inf")
         return row
 
     def insert_rows(self, source: torch.Tensor, lengths: list[int]) -> int:
@@ -61,9 +58,6 @@ class KvBucket:
         first, longest = self.size, max(lengths)
         self.size += len(lengths)
         self.data[:, :, first : self.size, :, :longest] = source[..., :longest, :]
-        hidden = torch.arange(self.capacity)[None] >= torch.tensor(lengths)[:, None]
-        mask = torch.zeros(hidden.shape, dtype=self.dtype).masked_fill_(hidden, float("-inf"))
-        self._mask[first : self.size] = mask.to(self.device).unsqueeze(1)
         return first
 
     def remove(self, row: int, last_length: int) -> None:
@@ -71,7 +65,6 @@ class KvBucket:
         last = self.size - 1
         if row != last:
             self.data[:, :, row, :, :last_length] = self.data[:, :, last, :, :last_length]
-            self._mask[row] = self._mask[last]
         self.size = last
 
     def read(self, row: int, length: int) -> torch.Tensor:
@@ -81,6 +74,9 @@ class KvBucket:
     def set_lengths(self, lengths: list[int]) -> None:
         """Say how many tokens each occupied row holds; needed after any change of rows, before `begin_step`."""
         heads = self.size * self.num_kv_heads
+        hidden = torch.arange(self.capacity)[None] >= torch.tensor(lengths, dtype=torch.int64)[:, None]
+        mask = torch.zeros(hidden.shape, dtype=self.dtype).masked_fill_(hidden, float("-inf"))
+        self._mask[: self.size] = mask.to(self.device).unsqueeze(1)
         length = torch.tensor(lengths, dtype=torch.int64).repeat_interleave(self.num_kv_heads)
         # The place of the last token; `begin_step` moves it to the next one. Values lie behind all keys.
         key_place = torch.arange(heads) * self.capacity + length - 1
@@ -114,7 +110,7 @@ class KvBucket:
 
     def attend(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
         """One new query per row, (size, H, d) -> (size, H * d); queries that share a KV head form the query axis."""
-        if self._fused:
+        if self.fused:
             return self._attend_fused(layer, query, scale)
         grouped = query.reshape(self.size * self.num_kv_heads, -1, self.head_dim)
         keys = self._keys[layer].narrow(2, 0, self.longest)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from april.core.errors import ModelError
 from april.models.attention import PackedLayout, packed_causal_attention, packed_layout
 from april.models.kv import KvBucket
+from april.models.kv_draft import DraftStep
 from april.models.lean import LeanShape, lean_shape, rms_norm, rms_normed
 from april.models.linear import FrozenLinear
 
@@ -170,13 +171,15 @@ class LeanDecoder:
         return layer.down.added_to(x, F.silu(gate).mul_(up))
 
     @torch.inference_mode()
-    def decode(self, token_ids: torch.Tensor, positions: torch.Tensor, longest: int, buckets: Sequence[KvBucket]) -> torch.Tensor:
+    def decode(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, longest: int, buckets: Sequence[KvBucket | DraftStep]
+    ) -> torch.Tensor:
         """One step: write the KV of n new tokens and return the logits that follow them.
 
         Args:
             token_ids, positions: int64 (n,), in the order of the buckets' rows.
             longest: largest position plus one.
-            buckets: occupied buckets, each with its step begun.
+            buckets: occupied buckets, each with its step begun, or steps with several tokens a row.
 
         Returns:
             (n, V).

@@ -14,8 +14,9 @@ _PACKED_ROWS = 32
 class FrozenLinear:
     """x W^T + b on a weight of its own.
 
-    In float32 on a CPU large weights are kept in the blocked layout of oneDNN only: a product of few rows then streams the
-    weight once, in order, instead of gathering it. Small ones stay as they are, where the call itself costs most.
+    In float32 on a CPU (and bfloat16, where it has the instructions) large weights are kept in the blocked layout of oneDNN
+    only: a product of few rows then streams the weight once, in order, instead of gathering it. Small ones stay as they
+    are, since for them the call itself costs most.
 
     Args:
         weight: (out, in); becomes the layer's own.
@@ -49,13 +50,15 @@ def _operator() -> Any:
 
 def _pack(weight: torch.Tensor) -> torch.Tensor | None:
     """The weight in blocked layout, or None where that does not pay or this build of torch cannot."""
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or weight.numel() < _LEAST_PACKED_ELEMENTS:
-        return None
-    if not torch.backends.mkldnn.is_available():
+    if weight.device.type != "cpu" or weight.numel() < _LEAST_PACKED_ELEMENTS or not torch.backends.mkldnn.is_available():
         return None
     try:
+        if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return None
+        if weight.dtype not in (torch.float32, torch.bfloat16):
+            return None
         packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_ROWS)
-        _operator().binary(weight[:1], weight[:1, :1].expand(1, len(weight)).contiguous(), packed, None, "add")
+        _operator().binary(weight[:1], weight.new_zeros(1, len(weight)), packed, None, "add")
     except (RuntimeError, AttributeError):
         return None  # the operators are torch's own and may change; the plain product is always there
     return packed

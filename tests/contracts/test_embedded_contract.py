@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ class _Embedded(EngineContract):
     dtype = torch.float64
     score_tolerance = cut_tolerance = 1e-6
     longest, size = 100, 3
+    options: ClassVar[dict[str, Any]] = {}
 
     def make(self, *, max_running: int | None = None, kv_tokens: int | None = None) -> tuple[Engine, list[Sample]]:
         config = EmbeddedConfig(
@@ -53,6 +54,7 @@ class _Embedded(EngineContract):
             report_every_tokens=16,
             steps_per_poll=3,
             prefill_tokens=64,
+            **self.options,
         )
         module = _module(self.kind, self.dtype, 0)
         return EmbeddedEngine(module, tokenizer=CharTokenizer(), clock=VirtualClock(), config=config), _samples(
@@ -71,6 +73,15 @@ class _Embedded(EngineContract):
 
 class TestQwen3Float64(_Embedded):
     pass
+
+
+class TestQwen3WithGuesses(_Embedded):
+    options: ClassVar[dict[str, Any]] = {"max_draft_tokens": 4, "draft_match_tokens": 1, "draft_adaptive": False}
+
+
+class TestQwen3WithoutRetention(_Embedded):
+    longest, size, num_cuts = 72, 2, 1
+    options: ClassVar[dict[str, Any]] = {"retain_parked": False, "share_prefix": False}
 
 
 class TestLlamaFloat32(_Embedded):

@@ -16,6 +16,8 @@ from april.training.single import Trainer
 from tests.integration.test_oracle_learner import oracle
 
 STEPS = 3
+TOLERANCE = 2e-8
+"""Of weights after updates of size 1e-3; a float64 model of transformers takes its norms in float32, whose last bit may differ."""
 SIZES = (
     f"steps={STEPS}",
     "task.size=60",
@@ -104,7 +106,7 @@ def test_a_synchronous_run_equals_the_oracle_step_by_step(tmp_path: Path, monkey
     steps, expected = oracle_steps(run)
     for step in range(STEPS):
         check_same_samples(batches[step], steps[step])
-        assert largest_difference(weights[step], expected[step]) < 1e-9, f"weights differ after step {step}"
+        assert largest_difference(weights[step], expected[step]) < TOLERANCE, f"weights differ after step {step}"
     assert any(len(set(rewards)) > 1 for step in steps for rewards in step.rewards), "without signal nothing was compared"
 
 
@@ -113,10 +115,10 @@ def test_partial_rollouts_with_nothing_in_excess_equal_the_oracle_too(tmp_path: 
     steps, expected = oracle_steps(run)
     for step in range(STEPS):
         check_same_samples(batches[step], steps[step])
-        assert largest_difference(weights[step], expected[step]) < 1e-9
+        assert largest_difference(weights[step], expected[step]) < TOLERANCE
 
 
 def test_the_equality_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, _, weights = framework_run(tmp_path / "run", monkeypatch, "schedule.type=sync", "algorithm.aggregate.type=token_mean")
     _, expected = oracle_steps(run)
-    assert largest_difference(weights[-1], expected[-1]) > 1e-6
+    assert largest_difference(weights[-1], expected[-1]) > 100 * TOLERANCE

@@ -42,32 +42,9 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             times.append(time.perf_counter())
 
-    config = GRPOConfig(
-        output_dir=spec["out"],
-        use_cpu=True,
-        bf16=False,
-        seed=spec["seed"],
-        max_steps=spec["steps"],
-        per_device_train_batch_size=spec["groups_per_step"] * spec["group_size"],
-        num_generations=spec["group_size"],
-        max_completion_length=spec["max_new_tokens"],
-        temperature=1.0,
-        loss_type="grpo",
-        scale_rewards="group",
-        beta=0.0,
-        epsilon=0.2,
-        learning_rate=spec["lr"],
-        lr_scheduler_type="constant",
-        max_grad_norm=1.0,
-        gradient_checkpointing=False,
-        save_strategy="no",
-        report_to="none",
-        logging_steps=spec["steps"],
-        disable_tqdm=True,
-    )
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.float32),
-        args=config,
+        args=GRPOConfig(**_options(spec)),
         reward_funcs=reward,
         train_dataset=Dataset.from_list(spec["items"]),
         processing_class=tokenizer,
@@ -77,6 +54,33 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
     trainer.model.save_pretrained(spec["out"])
     tokenizer.save_pretrained(spec["out"])
     return {"wall_s": times[-1] - times[0], "num_samples": len(lengths), "num_tokens": sum(lengths)}
+
+
+def _options(spec: dict[str, Any]) -> dict[str, Any]:
+    """What makes TRL's update that of April's `grpo` preset."""
+    return {
+        "output_dir": spec["out"],
+        "use_cpu": True,
+        "bf16": False,
+        "seed": spec["seed"],
+        "max_steps": spec["steps"],
+        "per_device_train_batch_size": spec["groups_per_step"] * spec["group_size"],
+        "num_generations": spec["group_size"],
+        "max_completion_length": spec["max_new_tokens"],
+        "temperature": 1.0,
+        "loss_type": "grpo",
+        "scale_rewards": "group",
+        "beta": 0.0,
+        "epsilon": 0.2,
+        "learning_rate": spec["lr"],
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 1.0,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "logging_steps": spec["steps"],
+        "disable_tqdm": True,
+    }
 
 
 def main() -> None:

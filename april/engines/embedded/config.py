@@ -23,6 +23,10 @@ class EmbeddedConfig(Config):
     share_prefix: bool = Field(True, description="copy the KV of a common prefix instead of computing it again")
     retain_parked: bool = Field(True, description="keep the KV of parked samples in spare room until they are resumed")
     retain_finished: bool = Field(False, description="keep the KV of finished samples in spare room for children forked later")
+    max_draft_tokens: int = Field(0, ge=0, description="tokens guessed ahead and verified in one step; 0 turns speculation off")
+    draft_match_tokens: int = Field(3, ge=1, description="tokens that have to agree with earlier text before a guess is made")
+    draft_adaptive: bool = Field(True, description="stop guessing where measured acceptance does not pay for it")
+    draft_overhead_rows: int = Field(16, ge=0, description="what a decode step costs besides its rows, in rows")
     forward: Literal["auto", "lean", "transformers"] = Field(
         "auto", description="lean: own forward (Qwen3, Qwen2, Llama); transformers: the model's; auto takes lean where it can"
     )

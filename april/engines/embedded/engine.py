@@ -9,7 +9,7 @@ sample is admitted by computing (or copying) the KV of all its tokens but the la
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,21 +21,17 @@ from april.core.event import Event, Finished, Parked, Progressed
 from april.core.ids import SampleId, Version
 from april.core.sample import Sample, Segment, Stop
 from april.engines.base import Caps, Load, UpdateMode, Weights
+from april.engines.embedded.check import check_sample
 from april.engines.embedded.config import EmbeddedConfig
+from april.engines.embedded.emitted import Column
 from april.engines.embedded.prefill import compute_prefixes
 from april.engines.embedded.running import RunningBatch
 from april.engines.embedded.scheduler import Request, Room, WaitingQueue, capacity_classes
 from april.engines.embedded.score import score_samples
 from april.engines.embedded.select import make_forward
-from april.engines.embedded.stops import completes_stop, window_tokens
+from april.engines.embedded.stops import Decodes, completes_stop, window_tokens
 
 _MODES: tuple[UpdateMode, ...] = ("drain", "recompute", "keep_kv")
-
-
-class Decodes(Protocol):
-    """The part of a tokenizer that stop strings need."""
-
-    def decode(self, token_ids: Any) -> str: ...
 
 
 class EmbeddedEngine:
@@ -141,35 +137,15 @@ class EmbeddedEngine:
             self._waiting.add(request)
 
     def _check(self, sample: Sample, seen: set[SampleId]) -> None:
-        where, prompt = str(sample.id), len(sample.prompt.token_ids)
-        total, context = prompt + len(sample), self._forward.max_positions
-        largest = min(prompt + sample.spec.max_new_tokens, context)
         if sample.id in self._live or sample.id in seen:
-            raise EngineError("a sample is already running", where=where, hint="wait for its Parked event")
-        if sample.stop is not None:
-            raise EngineError("a sample is already finished", where=where, got=f"stop {sample.stop!r}")
-        if sample.remaining_tokens < 1:
-            raise EngineError("nothing is left of a sample's budget", where=where, got=len(sample))
-        if total >= context:
-            raise EngineError("a sample does not fit the context", where=where, got=total, expected=f"< {context} tokens")
-        if largest > self._classes[-1]:
-            raise EngineError(
-                "a sample alone may need more KV memory than there is",
-                where=where,
-                got=f"prompt + budget = {largest} tokens",
-                expected=f"<= {self._classes[-1]}",
-                hint="raise engine.kv_tokens or lower sampling.max_new_tokens",
-            )
-        if sample.spec.stop_strings and self._tokenizer is None:
-            raise EngineError("stop strings need a tokenizer", where=where, hint="give the engine one")
-        tokens = np.concatenate([sample.prompt.token_ids, sample.token_ids])
-        if int(tokens.min()) < 0 or int(tokens.max()) >= self._forward.vocab_size:
-            raise EngineError(
-                "a token is not in the vocabulary",
-                where=where,
-                got=int(tokens.max()),
-                expected=f"0 to {self._forward.vocab_size - 1}",
-            )
+            raise EngineError("a sample is already running", where=str(sample.id), hint="wait for its Parked event")
+        check_sample(
+            sample,
+            context_tokens=self._forward.max_positions,
+            row_tokens=self._classes[-1],
+            vocab_size=self._forward.vocab_size,
+            has_tokenizer=self._tokenizer is not None,
+        )
 
     def abort(self, ids: Sequence[SampleId] | None = None) -> None:
         """Park these samples at the next poll; ids that are not here are ignored."""
@@ -217,23 +193,28 @@ class EmbeddedEngine:
         self._running.grow()
 
     def _step(self) -> None:
-        slots, eos, limited = self._running.step()
-        self._counts["generated"] += len(slots)
-        ended: dict[int, Stop] = {}
-        for slot in self._running.with_strings(slots):
-            strings = self._running.request(slot).sample.spec.stop_strings
-            tail = self._running.tail(slot, window_tokens(strings))
-            if self._tokenizer is not None and completes_stop(tail.tolist(), strings, self._tokenizer.decode):
-                ended[slot] = "stop"
-        ended |= dict.fromkeys(limited.tolist(), "length") | ended
-        ended |= dict.fromkeys(eos.tolist(), "eos")
+        emitted, ended = self._running.step(), dict[int, Stop]()
+        for column in emitted.columns(ended):
+            self._counts["generated"] += len(column.slots)
+            ended |= self._ends(column)
         for slot, stop in sorted(ended.items(), key=lambda item: self._running.request(item[0]).serial):
             request = self._running.request(slot)
             segment = self._take(slot)
             self._running.remove([slot], keep=self._config.retain_finished)
             self._end(request, Finished(self._clock.now(), request.id, segment, stop))
-        for slot in self._running.full(slots):
+        for slot in self._running.full(emitted.slots):
             self._report(slot)
+
+    def _ends(self, column: Column) -> dict[int, Stop]:
+        """Append one token to each of the column's slots; those that end with it, and why."""
+        eos, limited = self._running.record(column)
+        ended: dict[int, Stop] = {int(slot): "length" for slot in limited}
+        for slot in self._running.with_strings(column.slots):
+            strings = self._running.request(slot).sample.spec.stop_strings
+            tail = self._running.tail(slot, window_tokens(strings))
+            if self._tokenizer is not None and completes_stop(tail.tolist(), strings, self._tokenizer.decode):
+                ended[slot] = "stop"
+        return ended | {int(slot): "eos" for slot in eos}
 
     def _report(self, slot: int) -> None:
         segment = self._take(slot)
@@ -304,6 +285,9 @@ class EmbeddedEngine:
             preemptions=self._counts["preemptions"],
             busy_s=self._busy_s,
             slot_s=self._slot_s,
+            drafted_tokens=self._running.payoff.drafted_tokens,
+            accepted_tokens=self._running.payoff.accepted_tokens,
+            speculation=self._running.payoff.state,
         )
 
     @torch.inference_mode()

@@ -29,12 +29,14 @@ class Forward(Protocol):
     Attributes:
         dtype, device: of the weights.
         vocab_size, max_positions: limits of the model.
+        takes_drafts: whether `decode` accepts `DraftStep` in place of buckets.
     """
 
     dtype: torch.dtype
     device: torch.device
     vocab_size: int
     max_positions: int
+    takes_drafts: bool
 
     def bucket(self, capacity: int) -> KvBucket:
         """Empty KV memory for rows of this capacity."""
@@ -48,7 +50,7 @@ class Forward(Protocol):
         """KV of these sequences (each of one token or more)."""
         ...
 
-    def decode(self, token_ids: torch.Tensor, positions: torch.Tensor, longest: int, buckets: Sequence[KvBucket]) -> torch.Tensor:
+    def decode(self, token_ids: torch.Tensor, positions: torch.Tensor, longest: int, buckets: Sequence[Any]) -> torch.Tensor:
         """Write the KV of one new token a row and return logits (n, V)."""
         ...
 
@@ -64,6 +66,8 @@ def packed_ids(rows: TokenRows, device: torch.device) -> torch.Tensor:
 
 class LeanForward:
     """`LeanDecoder` as the engine wants it."""
+
+    takes_drafts = True
 
     def __init__(self, decoder: LeanDecoder) -> None:
         self._decoder = decoder

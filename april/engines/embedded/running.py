@@ -8,16 +8,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from april.core.ids import SampleId, Version
+from april.core.ids import GroupId, SampleId, Version
 from april.core.sample import Segment
 from april.engines.embedded.config import EmbeddedConfig
+from april.engines.embedded.emitted import Column, Doubles, Emitted, host_values
 from april.engines.embedded.forward import Forward
 from april.engines.embedded.memory import KvMemory
 from april.engines.embedded.retain import Kept, KeptKv, Key
 from april.engines.embedded.sampler import SpecBatch, draw, spec_batch_of
 from april.engines.embedded.scheduler import Request, choose_preempted
 from april.engines.embedded.slots import Ints, SlotTable
+from april.engines.embedded.speculate import Drafts, Feed, Payoff, accepted_counts, feed_of
 from april.models.kv import KvBucket
+from april.models.kv_draft import DraftStep
 
 _UNIFORMS_STEPS = 16
 
@@ -36,6 +39,12 @@ class RunningBatch:
         self._table = SlotTable(config.max_running, config.report_every_tokens)
         self._memory = KvMemory(classes, forward.bucket, config.max_running, config.kv_tokens)
         self._slot_of: dict[SampleId, int] = {}
+        self._groups: dict[GroupId, dict[SampleId, int]] = {}
+        drafts = config.max_draft_tokens if forward.takes_drafts else 0
+        self._drafts = Drafts(config.draft_match_tokens, drafts, config.kv_tokens) if drafts else None
+        self.payoff = Payoff(config.draft_overhead_rows, adaptive=config.draft_adaptive)
+        if self._drafts is None:
+            self.payoff.state = "off: this forward verifies no guesses" if config.max_draft_tokens else "off"
         self._changed = True
         self._order: Ints = np.zeros(0, np.int64)
 
@@ -69,8 +78,8 @@ class RunningBatch:
         return [slot for slot in self.slots() if slot in wanted]
 
     def relatives(self, id_: SampleId) -> list[int]:
-        """Slots of running members of the same group, by age of their ids."""
-        return [slot for other, slot in sorted(self._slot_of.items()) if other[:3] == id_[:3] and other != id_]
+        """Slots of running members of the same group, in the order in which they started."""
+        return [slot for other, slot in self._groups.get(id_.group, {}).items() if other != id_]
 
     def tokens(self, slot: int) -> npt.NDArray[np.int32]:
         """Prompt and response of a slot."""
@@ -98,7 +107,9 @@ class RunningBatch:
         slot = self._table.open(request)
         self._table.mixed_kv[slot] = mixed
         self._memory.insert(slot, len(request.context) - 1, source)
-        self._slot_of[request.id] = slot
+        self._slot_of[request.id] = self._groups.setdefault(request.id.group, {})[request.id] = slot
+        if self._drafts is not None:
+            self._drafts.open(slot, request.id.group, request.context.tolist())
         self._changed = True
         return slot
 
@@ -106,12 +117,21 @@ class RunningBatch:
         """Stop decoding these slots; unreported tokens are lost, so take them first; `keep` their KV where there is room."""
         kept = [(self._table.request(slot).id, self._kept(slot)) for slot in slots] if keep else []
         for slot in slots:
-            del self._slot_of[self._table.request(slot).id]
+            self._forget(slot)
             self._memory.remove(slot)
             self._table.close(slot)
         self._changed = self._changed or bool(slots)
         for id_, kv in kept:
             self.keep(id_, kv)
+
+    def _forget(self, slot: int) -> None:
+        id_ = self._table.request(slot).id
+        del self._slot_of[id_], self._groups[id_.group][id_]
+        if not self._groups[id_.group]:
+            del self._groups[id_.group]
+        if self._drafts is not None:
+            self._catch_up(self._drafts, slot)
+            self._drafts.close(slot)
 
     def _kept(self, slot: int) -> Kept:
         token_ids = self.tokens(slot)[:-1]
@@ -132,7 +152,8 @@ class RunningBatch:
 
     def _growing(self) -> Ints:
         slots = self._sync_order()
-        return slots[self._memory.num_tokens[slots] == self._memory.capacity[slots]]
+        growing: Ints = slots[self._memory.num_tokens[slots] == self._memory.capacity[slots]]
+        return growing
 
     def over_budget(self) -> list[int]:
         """Slots that have to leave, so that the rows that are full can grow."""
@@ -170,13 +191,13 @@ class RunningBatch:
         self._uniforms: Iterator[torch.Tensor] = iter(())
         return slots
 
-    def step(self) -> tuple[Ints, Ints, Ints]:
-        """Sample one token for every running sample.
-
-        Returns:
-            The slots, those that end with a stop token, and those (not among them) at their limit.
-        """
+    def step(self) -> Emitted:
+        """Sample one token for every running sample, or more where guesses hold."""
         slots = self._sync_order()
+        feed = self._feed(slots)
+        return self._plain_step(slots) if feed is None else self._draft_step(slots, feed)
+
+    def _plain_step(self, slots: Ints) -> Emitted:
         for bucket in self._buckets:
             bucket.begin_step()
         longest = max(bucket.longest for bucket in self._buckets)
@@ -184,13 +205,57 @@ class RunningBatch:
         drawn = draw(logits, self._specs, self._next_uniforms(slots))
         self._tokens = drawn.tokens
         self._positions += 1
-        columns = [drawn.tokens.double(), drawn.logprobs.double()]
-        if drawn.entropies is not None:
-            columns.append(drawn.entropies.double())
-        host = torch.stack(columns).cpu().numpy()
         self._memory.num_tokens[slots] += 1
-        eos, limited = self._table.record(slots, host[0].astype(np.int64), host[1], host[2] if len(host) > 2 else None)
-        return slots, eos, limited
+        return Emitted(slots, host_values(drawn)[:, :, None], np.ones(len(slots), np.int64))
+
+    def _feed(self, slots: Ints) -> Feed | None:
+        """Last tokens and guesses of the next step; None when nobody guesses."""
+        num_rows = self.payoff.rows(len(slots)) if self._drafts is not None else 0
+        if self._drafts is None or not num_rows:
+            return None
+        for slot in slots.tolist():
+            self._catch_up(self._drafts, slot)
+        room = np.minimum(self._memory.capacity[slots] - self._memory.num_tokens[slots], self._table.room(slots))
+        most = np.minimum(room, self._table.limit_tokens[slots] - self._table.response_tokens[slots]) - 1
+        guesses: list[list[int]] = [[] for _ in slots]
+        for row, slot in enumerate(slots[:num_rows].tolist()):
+            guesses[row] = self._drafts.guess(slot, int(most[row]))
+        pays = self.payoff.pays(len(slots), sum(map(len, guesses)))
+        return feed_of(self._table.last_token[slots], guesses) if pays else None
+
+    def _catch_up(self, drafts: Drafts, slot: int) -> None:
+        missing = int(self._table.total_tokens[slot]) - drafts.num_tokens(slot)
+        if missing:
+            drafts.extend(slot, self._table.tail(slot, missing).tolist())
+
+    def _draft_step(self, slots: Ints, feed: Feed) -> Emitted:
+        device, lengths, packed = self._forward.device, self._memory.num_tokens[slots], feed.packed
+        row, offset = np.nonzero(packed)
+        parts = [torch.from_numpy(part).split([bucket.size for bucket in self._buckets]) for part in (lengths, feed.counts)]
+        steps = [DraftStep(*part) for part in zip(self._buckets, *parts, strict=True)]
+        tokens, positions = (torch.from_numpy(part).to(device) for part in (feed.token_ids[packed], lengths[row] + offset))
+        logits = self._forward.decode(tokens, positions, max(step.longest for step in steps), steps)
+        uniforms = self._table.uniforms(slots, packed.shape[1])[offset, row]
+        specs = self._specs.rows(torch.from_numpy(row).to(device))
+        found = host_values(draw(logits, specs, torch.from_numpy(uniforms).to(device)))
+        values = np.zeros((len(found), *packed.shape))
+        values[:, packed] = found
+        return self._verified(slots, feed, values)
+
+    def _verified(self, slots: Ints, feed: Feed, values: Doubles) -> Emitted:
+        """Keep the guesses that were drawn, and the token drawn behind them."""
+        accepted, drafted = accepted_counts(feed.token_ids, values[0].astype(np.int64), feed.counts), feed.counts - 1
+        self.payoff.verified(int(drafted.sum()), int(accepted.sum()))
+        for row in np.flatnonzero(drafted).tolist():
+            if self._drafts is not None:
+                self._drafts.verified(int(slots[row]), int(drafted[row]), int(accepted[row]))
+        self._memory.num_tokens[slots] += 1 + accepted
+        self._changed = True  # rows have grown by unequal numbers
+        return Emitted(slots, values, 1 + accepted)
+
+    def record(self, column: Column) -> tuple[Ints, Ints]:
+        """Append one token to each of these slots; those that end with a stop token, and others that reached their limit."""
+        return self._table.record(column.slots, column.tokens, column.logprobs, column.entropies)
 
     def _next_uniforms(self, slots: Ints) -> torch.Tensor:
         """Uniforms (n,) of the next position; drawn for some positions at once while members stay."""

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 _TOKENS_PER_CHARACTER = 4  # a byte-level token holds at least one byte, a character at most four
 _SPARE_TOKENS = 16
+
+
+class Decodes(Protocol):
+    """The part of a tokenizer that stop strings need."""
+
+    def decode(self, token_ids: Any) -> str: ...
 
 
 def window_tokens(stop_strings: Sequence[str]) -> int:

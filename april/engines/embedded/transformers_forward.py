@@ -27,6 +27,8 @@ class TransformersForward:
     their last token, where causal attention does not look.
     """
 
+    takes_drafts = False
+
     def __init__(self, module: Any, dtype: torch.dtype | None = None) -> None:
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
         if dtype is not None:

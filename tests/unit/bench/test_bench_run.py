@@ -12,13 +12,30 @@ from april.bench.engine_bench import BenchOptions, make_setup, run_engine_bench
 from april.bench.rounds import run_case
 from april.bench.shapes import SHAPES
 from april.bench.table import markdown
+from april.bench.worker import PROBE, Worker
 from april.bench.workload import WorkloadOptions
 from april.core.errors import DataError
 
 TINY = WorkloadOptions(prompt_tokens=4, fixed_tokens=12)
 
 
-def test_a_tiny_run_compares_april_with_transformers_and_skips_what_is_missing(tmp_path):
+class InProcess:
+    """A worker without a process of its own; saves the seconds of one more import of torch."""
+
+    def __init__(self, name: str, *_: object) -> None:
+        self._worker = Worker(name)
+
+    def ask(self, do: str, **arguments):
+        return self._worker.answer({"do": do, **arguments})
+
+    def close(self) -> None:
+        self._worker.close()
+
+
+def test_a_tiny_run_compares_april_with_transformers(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "april.bench.engine_bench.Child", lambda name, *rest: (InProcess if name == PROBE else Child)(name, *rest)
+    )
     options = BenchOptions(
         models=("tiny",),
         workloads=("fixed",),

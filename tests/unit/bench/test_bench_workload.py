@@ -113,3 +113,14 @@ def test_static_batches_are_whole_for_equal_lengths_and_64_for_long_tails():
     assert Case(SHAPES["tiny"], "lognormal", 16, WorkloadOptions()).batch_rows == 16
     with pytest.raises(DataError, match="after its first token"):
         Case(SHAPES["tiny"], "fixed", 4, WorkloadOptions(fixed_tokens=1))
+
+
+@pytest.mark.parametrize("name", ["1m", "3m", "25m", "100m"])
+def test_the_page_states_the_shapes_that_are_measured(name):
+    shape = SHAPES[name]
+    page = Path(__file__).parents[3] / "docs" / "engine_speed.md"
+    row = next(line for line in page.read_text().splitlines() if line.startswith(f"| `{name}` |"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    heads = f"{shape.num_heads} ({shape.num_kv_heads}) x {shape.head_dim}"
+    sizes = [str(shape.num_layers), str(shape.hidden_size), heads, str(shape.mlp_size), str(shape.vocab_size)]
+    assert cells[1:] == [f"{shape.num_parameters / 1e6:.1f} M", *sizes]

@@ -1,0 +1,61 @@
+"""What a decode step hands to the host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from april.engines.embedded.sampler import Draw
+from april.engines.embedded.slots import Ints
+
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One new token for each of n slots; `entropies` is None where no slot asked."""
+
+    slots: Ints
+    tokens: Ints
+    logprobs: Doubles
+    entropies: Doubles | None
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """New tokens of all slots; without guesses each has one.
+
+    Attributes:
+        slots: (n,).
+        values: (2 or 3, n, Q): tokens, log-probs and, where asked, entropies; a row uses its first `counts` places.
+        counts: (n,).
+    """
+
+    slots: Ints
+    values: Doubles
+    counts: Ints
+
+    def columns(self, ended: Mapping[int, object]) -> Iterator[Column]:
+        """First tokens of all slots, then second ones, and so on; slots that are in `ended` by then have no more."""
+        for place in range(self.values.shape[2]):
+            rows = self.counts > place
+            if ended:
+                rows &= ~np.isin(self.slots, list(ended))
+            if not rows.any():
+                return
+            picked = self.values[:, rows, place]
+            entropies = picked[2] if len(picked) > 2 else None
+            yield Column(self.slots[rows], picked[0].astype(np.int64), picked[1], entropies)
+
+
+def host_values(drawn: Draw) -> Doubles:
+    """(2 or 3, n): tokens, log-probs and, where asked, entropies; one copy from the device for all of them."""
+    columns = [drawn.tokens.double(), drawn.logprobs.double()]
+    if drawn.entropies is not None:
+        columns.append(drawn.entropies.double())
+    values: Doubles = torch.stack(columns).cpu().numpy()
+    return values
