@@ -17,7 +17,7 @@ from tests.integration.test_oracle_learner import oracle
 
 STEPS = 3
 TOLERANCE = 2e-8
-"""Of weights after updates of size 1e-3; a float64 model of transformers takes its norms in float32, whose last bit may differ."""
+"""Of weights after updates of size 1e-3; transformers takes norms in float32 even in float64 models: the last bit may differ."""
 SIZES = (
     f"steps={STEPS}",
     "task.size=60",
