@@ -45,7 +45,6 @@ def check_recipe(recipe: Recipe) -> list[Finding]:
         top_k=recipe.sampling.top_k,
         max_new_tokens=recipe.sampling.max_new_tokens,
         num_optimizer_steps=recipe.training.num_optimizer_steps,
-        keys=_KEYS,
     )
     check(recipe.algorithm, facts)
     samples = recipe.batch.groups_per_step * recipe.batch.group_size
@@ -59,19 +58,6 @@ def check_recipe(recipe: Recipe) -> list[Finding]:
     shape = f"{recipe.batch.groups_per_step} groups x {recipe.batch.group_size} = {samples} samples per update"
     detail = f"{shape}, {recipe.steps} updates"
     return [Finding("batch", detail), Finding("algorithm", f"columns {', '.join(sorted(recipe.algorithm.requires))}")]
-
-
-_KEYS = (
-    ("group_size", "batch.group_size"),
-    ("stale_tokens", "schedule.max_lag_steps"),
-    ("has_reference", "model.reference"),
-    ("records_entropy", "sampling.entropy"),
-    ("temperature", "sampling.temperature"),
-    ("top_p", "sampling.top_p"),
-    ("top_k", "sampling.top_k"),
-    ("max_new_tokens", "sampling.max_new_tokens"),
-    ("num_optimizer_steps", "training.num_optimizer_steps"),
-)
 
 
 def min_rewarded(recipe: Recipe) -> int:

@@ -7,11 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from april.core.errors import CheckpointError, DataError
-from april.core.ids import GroupId
 from april.core.prompt import Prompt
 from april.core.random import permutation
-from april.core.sample import Sample
-from april.core.sampling import SamplingSpec
 
 
 class PromptSampler:
@@ -105,22 +102,3 @@ class PromptSampler:
         self._epoch, self._position = epoch, position
         self._deferred = [(int(past), int(index)) for past, index in state["deferred"]]
         self._order = permutation(self._seed, epoch, size)
-
-
-def new_group(serial: int, epoch: int, prompt: Prompt, spec: SamplingSpec, group_size: int) -> tuple[Sample, ...]:
-    """The empty samples of one group.
-
-    Args:
-        serial: order of issue in the run.
-        epoch: from the sampler.
-        prompt: what all members answer.
-        spec: frozen into each member.
-        group_size: number of members.
-
-    Raises:
-        DataError: for a group without members.
-    """
-    if group_size < 1:
-        raise DataError("a group needs members", where="rollout.group_size", got=group_size, expected="at least 1")
-    group = GroupId(serial, epoch, prompt.id)
-    return tuple(Sample(group.member(index), prompt, spec) for index in range(group_size))

@@ -4,8 +4,7 @@ from hypothesis import strategies as st
 
 from april.core.errors import CheckpointError, DataError
 from april.core.prompt import Prompt
-from april.core.sampling import SamplingSpec
-from april.selection.sampler import PromptSampler, new_group
+from april.selection.sampler import PromptSampler
 
 
 def prompts(count: int) -> list[Prompt]:
@@ -106,12 +105,3 @@ def test_an_empty_data_set_is_refused() -> None:
     with pytest.raises(DataError, match="empty"):
         PromptSampler([])
     assert PromptSampler(prompts(1)).epoch == 0
-
-
-def test_a_new_group_has_its_members_in_order() -> None:
-    spec, prompt = SamplingSpec(max_new_tokens=8), prompts(1)[0]
-    group = new_group(7, 2, prompt, spec, 3)
-    assert [str(sample.id) for sample in group] == ["g7/e2/p0/m0", "g7/e2/p0/m1", "g7/e2/p0/m2"]
-    assert all(sample.spec is spec and len(sample) == 0 and sample.stop is None for sample in group)
-    with pytest.raises(DataError, match="needs members"):
-        new_group(7, 2, prompt, spec, 0)
