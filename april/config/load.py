@@ -21,6 +21,9 @@ Tree = dict[str, Any]
 DEFAULT_COMPONENTS: Tree = {"schedule": {"type": "april", "max_lag_steps": 2}, "engine": {"type": "embedded"}}
 """The lowest layer, so that `schedule.over_provision=2` alone means something."""
 
+DEFAULT_ALGORITHM: Tree = {"algorithm": {"preset": "grpo"}}
+"""For a recipe that says nothing about the algorithm; it corrects the stale tokens of the default schedule."""
+
 
 @dataclass(slots=True)
 class Layers:
@@ -184,6 +187,13 @@ def load_layers(
         layers.add(parse_override(override), "command line")
     _expand_preset(layers)
     return layers
+
+
+def add_default_algorithm(layers: Layers) -> None:
+    """Give a recipe that says nothing about the algorithm the default one."""
+    if "algorithm" not in layers.values:
+        layers.add(DEFAULT_ALGORITHM, "default")
+        _expand_preset(layers)
 
 
 def _add_file(layers: Layers, path: Path, seen: tuple[Path, ...]) -> None:

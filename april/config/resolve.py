@@ -10,7 +10,7 @@ from typing import Any
 import tomli_w
 
 from april import registry
-from april.config.load import Layers, load_layers
+from april.config.load import Layers, add_default_algorithm, load_layers
 from april.config.recipe import Recipe
 from april.config.schema import Config
 from april.core.errors import RecipeError
@@ -50,6 +50,7 @@ def resolve(
         RecipeError: for anything that cannot be understood, with its path and the nearest known name.
     """
     layers = load_layers(recipe, overlays, overrides)
+    add_default_algorithm(layers)
     try:
         validated = registry.validate(Recipe, layers.values, "")
     except RecipeError as error:

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 from april import registry
 from april.config.load import load_layers, recipe_names
 from april.config.recipe import Recipe
+from april.config.resolve import resolve
 from april.config.schema import Config
 from april.core.errors import RecipeError
 from april.rollout.schedules.april import AprilConfig, AprilSchedule
@@ -131,3 +132,11 @@ def test_a_component_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         registry.register("schedule", "mine", SyncConfig, AprilSchedule)
     with pytest.raises(RecipeError, match="did you mean 'schedule'"):
         registry.register("shedule", "x", MineConfig, AprilSchedule)
+
+
+def test_a_recipe_that_names_no_algorithm_gets_grpo_with_its_correction() -> None:
+    task = {"type": "reasoning_gym", "name": "chain_sum"}
+    plain = resolve({"task": task})
+    assert plain.recipe.algorithm.weights["tis"].cap == 2.0 and plain.origin("algorithm.weights.tis.cap") == "preset grpo"
+    assert resolve({"task": task, "algorithm": {"surrogate": "clip"}}).recipe.algorithm.weights == {}
+    assert resolve(plain.values()).recipe == plain.recipe
