@@ -47,10 +47,6 @@ class RunData:
         """Points of the steps that have both keys as finite numbers."""
         return points(self.metrics, x, y)
 
-    def has(self, *keys: str) -> bool:
-        """Whether any step has any of these keys as a number."""
-        return any(finite(record.get(key)) for record in self.metrics for key in keys)
-
     def last(self, key: str) -> float | None:
         """The newest number of this key."""
         return next((float(record[key]) for record in reversed(self.metrics) if finite(record.get(key))), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,22 +12,20 @@ from typing import Any
 import torch
 
 from april import registry
-from april.algorithms.atoms import function_of
-from april.algorithms.spec import AlgorithmConfig
+from april.algorithms.filters import first_reason
 from april.checkpoint.journal import Journal
 from april.checkpoint.store import CheckpointStore
 from april.config.recipe import Recipe
 from april.config.resolve import Resolved
 from april.core.clock import Clock, WallClock
 from april.core.errors import ModelError
-from april.core.group import Group
 from april.core.sampling import SamplingSpec
 from april.engines.base import Engine
 from april.models.policy import Policy
 from april.rewards.base import Verifier
 from april.rewards.build import build_reward
 from april.rewards.runner import RewardRunner
-from april.rollout.driver import Driver, GroupFilter, Watcher
+from april.rollout.driver import Driver, Watcher
 from april.rollout.pool import Pool
 from april.run.checks import Finding, check_data, check_disk, check_gold_answers, check_recipe, min_rewarded
 from april.run.data import Data, load_data, verifier_of
@@ -149,16 +148,6 @@ def sampling_spec(recipe: Recipe, tokenizer: Tokenizer) -> SamplingSpec:
     )
 
 
-def group_filters(algorithm: AlgorithmConfig) -> list[GroupFilter]:
-    """The filters of an algorithm as functions of a complete group."""
-
-    def bound(atom: Any) -> Callable[[Group], str | None]:
-        function = function_of("filter", atom)
-        return lambda group: function(group, **atom.options())
-
-    return [bound(atom) for atom in algorithm.filter]
-
-
 def build_engine(recipe: Recipe, policy: Policy, tokenizer: Tokenizer, clock: Clock) -> Engine:
     """The engine of a recipe, with a copy of the policy's weights."""
     make = registry.builder("engine", recipe.engine.type)
@@ -245,7 +234,7 @@ def driver_options(recipe: Recipe) -> dict[str, Any]:
         "groups_per_step": recipe.batch.groups_per_step,
         "group_size": recipe.batch.group_size,
         "steps": recipe.steps,
-        "group_filters": group_filters(recipe.algorithm),
+        "group_filters": (partial(first_reason, recipe.algorithm.filter),),
         "min_rewarded": min_rewarded(recipe),
     }
 

@@ -20,7 +20,7 @@ from april.core.sampling import SamplingSpec
 from april.engines.base import Engine
 from april.observe.statistics import paired_difference, pass_at_k, wilson_interval
 from april.rewards.base import Verifier
-from april.rewards.judge import judge
+from april.rewards.judge import judge_all
 
 EVALUATION_SERIAL = -1
 """Group serial of evaluation samples: they have random streams of their own, the same at every evaluation."""
@@ -126,7 +126,7 @@ def evaluate(
     ids = [GroupId(EVALUATION_SERIAL, 0, prompt.id).member(k) for prompt in prompts for k in range(num_samples)]
     samples = [Sample(id, prompt, spec) for id, prompt in zip(ids, (p for p in prompts for _ in range(num_samples)), strict=True)]
     finished = _generate(engine, samples, progress, should_stop)
-    outcomes = [judge(verifier, decode(sample.token_ids), sample, timeout_s) for sample in finished]
+    outcomes = judge_all(verifier, finished, decode, timeout_s)
     shape = (len(prompts), num_samples)
     correct = np.array([isinstance(outcome, Reward) and outcome.correct for outcome in outcomes]).reshape(shape)
     lengths = np.array([len(sample) for sample in finished]).reshape(shape)
