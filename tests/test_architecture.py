@@ -106,8 +106,9 @@ def test_the_layer_check_sees_what_it_should() -> None:
 
 
 def torch_free_modules() -> list[str]:
+    specs = "april.algorithms.specs"
     known = [module for module in MODULES if part_of(module) in TORCH_FREE_PACKAGES or module in TORCH_FREE_MODULES]
-    return sorted(known)
+    return sorted({*known, *(module for module in MODULES if module == specs or module.startswith(f"{specs}."))})
 
 
 _BLOCKED_IMPORT = """
@@ -188,7 +189,7 @@ def dispatches(tree: ast.AST, names: set[str]) -> list[int]:
 
 
 def algorithm_names() -> set[str]:
-    spec = (PACKAGE / "algorithms" / "spec.py").read_text()
+    spec = "".join(path.read_text() for path in (PACKAGE / "algorithms" / "specs").glob("*.py"))
     presets = {path.stem for path in (PACKAGE / "recipes" / "algorithm").glob("*.toml")}
     return presets | set(re.findall(r'type: Literal\["(\w+)"\]', spec)) - {"constant"}  # also a learning-rate schedule
 

@@ -45,6 +45,10 @@ COLUMNS: dict[str, str] = {
     "temperature": "temperature of the token's sample",
     "lag": "int64, versions between the token's weights and the batch; 0 where no policy sampled",
     "reward": "reward of the token's sample",
+    "correct": "1 where the token's sample counts as solved, else 0",
+    "finished": "bool, the token's sample ended by itself and not at its token budget",
+    "part.*": "a named part of the sample's reward; nan where it has none of that name",
+    "item.*": "a number of the prompt's item; nan where it has none of that name",
     "advantage": "credit of the token",
     "proximal": "log-prob under the weights before the update",
     "reference": "log-prob under the frozen reference policy",
@@ -52,11 +56,38 @@ COLUMNS: dict[str, str] = {
 }
 
 
+OPEN_COLUMNS = ("part.", "item.")
+"""Columns that the data name: what follows the dot."""
+
+
+class Info(NamedTuple):
+    """What the catalogue says about a built-in atom.
+
+    Attributes:
+        paper: source with its section or equation.
+        formula: in one line, in the words of the code.
+        certainty: "A": compared with a public implementation; "B": read in released code or several descriptions;
+            "C": reconstructed from an abstract.
+        golden: names of its cases among the golden numbers.
+    """
+
+    paper: str
+    formula: str
+    certainty: Literal["A", "B", "C"] = "A"
+    golden: tuple[str, ...] = ()
+
+
 class Atom(Config):
     """Base of the configs of all atoms: `type` names it, `requires` lists the columns its function reads."""
 
     requires: ClassVar[frozenset[str]] = frozenset()
+    info: ClassVar[Info | None] = None
     type: str
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Columns that its function reads with these options; `requires` unless an option changes it."""
+        return self.requires
 
     def options(self) -> dict[str, Any]:
         """The keywords of the atom's function."""
@@ -87,6 +118,16 @@ def register(slot: str, name: str, config: type[Atom], function: str | Callable[
     if taken is not None and taken != Entry(config, function):
         raise RecipeError("two atoms have one name", where=f"algorithm.{slot}", got=name, expected="a new name")
     SLOTS[slot][name] = Entry(config, function)
+
+
+def builtin(slot: str, target: str) -> Callable[[type[Atom]], type[Atom]]:
+    """Register a config class under its `type`, with its function as "module:function"."""
+
+    def decorate(config: type[Atom]) -> type[Atom]:
+        register(slot, config.model_fields["type"].default, config, target)
+        return config
+
+    return decorate
 
 
 def atom(slot: str, name: str, *, requires: frozenset[str] = frozenset()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

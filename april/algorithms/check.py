@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from april.algorithms.atoms import OPEN_COLUMNS
 from april.algorithms.spec import AlgorithmConfig
 from april.core.errors import RecipeError
 
 GROUP_ESTIMATORS = frozenset({"group", "leave_one_out"})
-ALWAYS = frozenset({"token_ids", "mask", "trained", "behaviour", "temperature", "lag", "reward", "advantage", "proximal"})
+ALWAYS = frozenset(
+    {"token_ids", "mask", "trained", "behaviour", "temperature", "lag", "reward", "advantage", "proximal", "correct", "finished"}
+)
 STALE_CORRECTIONS = "behaviour"
 
 
@@ -89,7 +92,7 @@ def _check_columns(config: AlgorithmConfig, run: RunFacts) -> None:
     there = ALWAYS | ({"reference"} if run.has_reference else set()) | ({"entropy"} if run.records_entropy else set())
     provider = {"reference": "has_reference", "entropy": "records_entropy"}
     for path, atom in config.atoms():
-        for column in sorted(atom.requires - there):
+        for column in sorted(name for name in atom.needs - there if not name.startswith(OPEN_COLUMNS)):
             key = run.key(provider.get(column, column))
             _refuse(
                 f"{atom.type!r} needs the column {column!r}, which nothing provides",
@@ -140,7 +143,7 @@ def _check_ratio(config: AlgorithmConfig, run: RunFacts) -> None:
 
 
 def _check_corrections(config: AlgorithmConfig, run: RunFacts) -> None:
-    corrected = any(STALE_CORRECTIONS in atom.requires for atom in config.weights.values())
+    corrected = any(STALE_CORRECTIONS in atom.needs for atom in config.weights.values())
     if run.stale_tokens and not corrected:
         _refuse(
             "tokens of older versions are trained on without a correction",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,11 +86,28 @@ def _columns(batch: Batch, samples: tuple[Sample, ...], rewards: tuple[Reward, .
         "temperature": layout.spread(temperature),
         "lag": lag,
         "reward": layout.spread(reward),
+        "correct": layout.spread(torch.tensor([float(reward.correct) for reward in rewards], dtype=torch.float64)),
+        "finished": layout.spread(torch.tensor([sample.stop != "length" for sample in samples], dtype=torch.bool)),
     }
+    columns |= _named("part", [reward.parts for reward in rewards], layout)
+    columns |= _named("item", [sample.prompt.item for sample in samples], layout)
     if any(sample.entropies is not None for sample in samples):
         unknown = [np.full(len(sample), np.nan) if sample.entropies is None else sample.entropies for sample in samples]
         columns["entropy"] = _packed(unknown, np.float64)
     return columns
+
+
+def _named(prefix: str, tables: list[Mapping[str, Any]], layout: Layout) -> dict[str, torch.Tensor]:
+    """Numbers that samples bring under names, as columns; nan where a sample has none of that name."""
+    numbers = [
+        {name: float(value) for name, value in table.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+        for table in tables
+    ]
+    names = sorted(set().union(*numbers))
+    return {
+        f"{prefix}.{name}": layout.spread(torch.tensor([table.get(name, math.nan) for table in numbers], dtype=torch.float64))
+        for name in names
+    }
 
 
 def _packed(pieces: list[np.ndarray], dtype: type[np.generic]) -> torch.Tensor:
