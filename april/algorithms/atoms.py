@@ -78,9 +78,19 @@ class Info(NamedTuple):
 
 
 class Atom(Config):
-    """Base of the configs of all atoms: `type` names it, `requires` lists the columns its function reads."""
+    """Base of the configs of all atoms.
+
+    Attributes:
+        type: its name.
+        requires: columns that its function reads.
+        scope: what its function must see at once, for slots that otherwise get a micro-batch: whole samples; whole groups,
+            which then share a micro-batch; or everything that one optimiser step trains, for which it is evaluated once,
+            before the first backward pass.
+        info: what the catalogue says about it.
+    """
 
     requires: ClassVar[frozenset[str]] = frozenset()
+    scope: ClassVar[Literal["sample", "group", "batch"]] = "sample"
     info: ClassVar[Info | None] = None
     type: str
 
