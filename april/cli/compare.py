@@ -1,90 +1,176 @@
-"""`april compare`: two variants of one recipe, run in turn with equal seeds."""
+"""`april compare`: arms of one recipe, run in turn with equal seeds."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from april.cli.main import emit
+from april.config.comparison import Comparison
 
-SHOWN = ("accuracy_after", "wall_s", "rollout_s", "train_s", "idle_fraction", "mean_lag_steps", "length_bias", "tokens_generated")
+SHOWN = (
+    "accuracy_before",
+    "accuracy_after",
+    "wall_s",
+    "rollout_s",
+    "train_s",
+    "idle_fraction",
+    "mean_lag_steps",
+    "max_lag_steps",
+    "length_bias",
+    "tokens_generated",
+    "stale_token_fraction",
+)
+Folders = dict[str, list[Path]]
 
 
 def compare_command(
-    recipe: str, overlays: list[str], overrides: list[str], versus: str, seeds: int, out: Path, quiet: bool, as_json: bool
+    recipe: str,
+    overlays: list[str],
+    overrides: list[str],
+    versus: str,
+    seeds: int | None,
+    out: Path,
+    jobs: int,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
-    """Run both sides for each seed, each run in a process of its own, and write the comparison.
+    """Run every arm with each seed, each run in a process of its own, and write the comparison.
 
-    A run whose summary is there already is not run again, so an interrupted comparison goes on where it stopped.
+    A run whose summary is there already is not run again, so an interrupted comparison goes on where it stopped; the figures
+    are written anew after each run.
+
+    Args:
+        recipe: a comparison (packaged, or a TOML file with `[arms]`), or a recipe to set against itself with `versus`.
+        overlays, overrides: for all arms.
+        versus: one override, for a plain recipe.
+        seeds: runs of each arm; None takes the comparison's own number.
+        out: folder of all runs.
+        jobs: runs at a time; times are only worth comparing with one.
     """
-    from april.api import resolve_recipe
-    from april.observe.compare import comparison_rows, write_comparison
-
-    sides = {_side(resolve_recipe(recipe, overlays, [*overrides, *extra])): extra for extra in ([], [versus])}
-    if len(sides) == 1:
-        sides = {"recipe": [], versus: [versus]}
-    folders: dict[str, list[Path]] = {name: [] for name in sides}
-    for seed in range(seeds):
-        order = list(sides.items())
-        for name, extra in order if seed % 2 == 0 else order[::-1]:
-            folder = out / f"{name.replace('=', '-')}-seed{seed}"
-            folders[name].append(folder)
-            _run(
-                recipe, overlays, [*overrides, *extra, f"seed={seed}", f"out={json.dumps(str(folder))}"], folder, quiet or as_json
-            )
-    report = write_comparison(folders, out / "comparison.html")
-    summaries = {name: [json.loads((folder / "summary.json").read_text()) for folder in runs] for name, runs in folders.items()}
-    payload = {"recipe": recipe, "seeds": seeds, "report": str(report), "sides": {n: _figures(s) for n, s in summaries.items()}}
-    payload["rollout_speedup"] = _ratio(summaries, "rollout_s")
-    payload["wall_speedup"] = _ratio(summaries, "wall_s")
-    (out / "comparison.json").write_text(json.dumps(payload, indent=1) + "\n")
+    comparison = _comparison(recipe, overlays, overrides, versus)
+    comparison = comparison.model_copy(
+        update={"seeds": seeds or comparison.seeds, "overrides": (*comparison.overrides, *overrides)}
+    )
+    folders: Folders = {
+        name: [out / f"{_file_name(name)}-seed{seed}" for seed in range(comparison.seeds)] for name in comparison.arms
+    }
+    with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
+        tasks = [
+            pool.submit(_run, command, folder, quiet or as_json) for folder, command in _commands(comparison, overlays, folders)
+        ]
+        for task in tasks:
+            if code := task.result():
+                pool.shutdown(cancel_futures=True)
+                sys.exit(code)
+            write_results(comparison, folders, out)
+    payload = write_results(comparison, folders, out)
     if as_json:
         emit(payload)
         return
-    columns = [list(column) for column in comparison_rows(folders)]
-    widths = [max(map(len, column)) for column in columns]
-    for cells in zip(*columns, strict=True):
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip())
-    print(f"report: {report}")
+    print((out / "comparison.md").read_text(), end="")
+    print(f"report: {payload['report']}")
 
 
-def _side(resolved: Any) -> str:
-    return str(resolved.recipe.schedule.type)
+def _comparison(recipe: str, overlays: list[str], overrides: list[str], versus: str) -> Comparison:
+    from april.api import resolve_recipe
+    from april.config.comparison import find_comparison
+
+    found = find_comparison(recipe)
+    if found is not None:
+        for extra in found.arms.values():  # a wrong key is an error before the first run, not hours later
+            resolve_recipe(found.recipe, overlays, [*found.overrides, *overrides, *extra])
+        return found
+    sides = {str(resolve_recipe(recipe, overlays, [*overrides, *extra]).recipe.schedule.type): extra for extra in ([], [versus])}
+    if len(sides) == 1:
+        sides = {"recipe": [], versus: [versus]}
+    return Comparison(recipe=recipe, arms={name: tuple(extra) for name, extra in sides.items()})
 
 
-def _run(recipe: str, overlays: list[str], overrides: list[str], folder: Path, quiet: bool) -> None:
+def _file_name(arm: str) -> str:
+    return arm.replace("=", "-").replace("/", "-").replace(" ", "-")
+
+
+def _commands(comparison: Comparison, overlays: list[str], folders: Folders) -> Iterator[tuple[Path, list[str]]]:
+    """Every run with its command, seed by seed; the order of the arms turns round with each seed."""
+    for seed in range(comparison.seeds):
+        arms = list(comparison.arms.items())
+        for name, extra in arms if seed % 2 == 0 else arms[::-1]:
+            folder = folders[name][seed]
+            own = [*comparison.overrides, *extra, f"seed={seed}", f"out={json.dumps(str(folder))}"]
+            command = [sys.executable, "-m", "april", "train", comparison.recipe, *own, "--overwrite"]
+            yield folder, [*command, *(part for overlay in overlays for part in ("--overlay", overlay))]
+
+
+def _run(command: list[str], folder: Path, quiet: bool) -> int:
     """One run in a fresh process: no warm caches, and its own torch threads."""
     if (folder / "summary.json").exists():
-        return
-    command = [sys.executable, "-m", "april", "train", recipe, *overrides, "--overwrite"]
-    for overlay in overlays:
-        command += ["--overlay", overlay]
+        return 0
     print(f"-- {folder.name}", file=sys.stderr)
-    done = subprocess.run([*command, *(["--quiet"] if quiet else [])], stdout=sys.stderr.fileno(), check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
+    return subprocess.run([*command, *(["--quiet"] if quiet else [])], stdout=sys.stderr.fileno(), check=False).returncode
 
 
-def _figures(summaries: list[dict[str, Any]]) -> dict[str, Any]:
-    from april.observe.statistics import mean_interval
+def write_results(comparison: Comparison, folders: Folders, out: Path) -> dict[str, Any]:
+    """comparison.html, comparison.md and comparison.json of the runs that are finished; returns what the last holds."""
+    from april.observe.compare import comparison_rows, markdown_table, write_comparison
 
+    done = {name: [folder for folder in group if (folder / "summary.json").exists()] for name, group in folders.items()}
+    done = {name: group for name, group in done.items() if group}
+    report = write_comparison(done, out / "comparison.html")
+    (out / "comparison.md").write_text(markdown_table(comparison_rows(done, comparison.measures)) + "\n")
+    figures = {name: _figures(group, comparison.measures) for name, group in done.items()}
+    payload = {
+        "recipe": comparison.recipe,
+        "overrides": list(comparison.overrides),
+        "seeds": comparison.seeds,
+        "baseline": comparison.against,
+        "report": str(report),
+        "arms": {name: {"overrides": list(comparison.arms[name]), **figures[name]} for name in done},
+        "speedups": _speedups(comparison, done),
+    }
+    (out / "comparison.json").write_text(json.dumps(payload, indent=1) + "\n")
+    return payload
+
+
+def _figures(folders: list[Path], measures: tuple[str, ...]) -> dict[str, Any]:
+    from april.observe.compare import mean_measure
+    from april.observe.report_data import load_run
+
+    runs = [load_run(folder) for folder in folders]
+    columns = {key: [run.summary.get(key) for run in runs] for key in SHOWN}
+    columns |= {key: [mean_measure(run, key) for run in runs] for key in measures}
+    return {
+        key: _interval([float(value) for value in column if value is not None])
+        for key, column in columns.items()
+        if any(v is not None for v in column)
+    }
+
+
+def _speedups(comparison: Comparison, done: Folders) -> dict[str, Any]:
+    """Seconds of the baseline over seconds of each other arm, seed by seed."""
+    seconds = {name: {folder.name.rpartition("-seed")[2]: _summary(folder) for folder in group} for name, group in done.items()}
+    base = seconds.get(comparison.against, {})
     out: dict[str, Any] = {}
-    for key in SHOWN:
-        values = [float(summary[key]) for summary in summaries if summary.get(key) is not None]
-        if values:
-            estimate = mean_interval(values)
-            out[key] = {"mean": estimate.value, "low": estimate.low, "high": estimate.high, "runs": values}
+    for name, runs in seconds.items():
+        shared = [seed for seed in runs if seed in base]
+        if name == comparison.against or not shared:
+            continue
+        keys = {"rollout": "rollout_s", "wall": "wall_s"}
+        out[name] = {word: _interval([base[seed][key] / runs[seed][key] for seed in shared]) for word, key in keys.items()}
     return out
 
 
-def _ratio(summaries: dict[str, list[dict[str, Any]]], key: str) -> dict[str, Any]:
-    """Seconds of the second side over seconds of the first, seed by seed."""
+def _summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())  # type: ignore[no-any-return]
+
+
+def _interval(values: list[float]) -> dict[str, Any]:
     from april.observe.statistics import mean_interval
 
-    first, second = summaries.values()
-    ratios = [b[key] / a[key] for a, b in zip(first, second, strict=True)]
-    estimate = mean_interval(ratios)
-    return {"mean": estimate.value, "low": estimate.low, "high": estimate.high, "runs": ratios}
+    estimate = mean_interval(values)
+    return {"mean": estimate.value, "low": estimate.low, "high": estimate.high, "runs": values}

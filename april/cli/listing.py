@@ -9,6 +9,9 @@ from typing import Any
 
 from april.cli.main import emit
 
+PACKAGED = {"algorithm.preset": "algorithm", "recipes": "run", "warm-start": "warm_start", "comparison": "comparison"}
+"""Kind -> folder of the recipes that come with April."""
+
 
 def list_command(kind: str | None, as_json: bool) -> None:
     """Print components with their options; nothing heavy is imported.
@@ -56,7 +59,7 @@ def components() -> dict[str, list[dict[str, Any]]]:
         f"algorithm.{slot}": [_entry(name, entry.config) for name, entry in sorted(atoms.items())]
         for slot, atoms in SLOTS.items()
     }
-    for title, folder in (("algorithm.preset", "algorithm"), ("recipes", "run"), ("warm-start", "warm_start")):
+    for title, folder in PACKAGED.items():
         found = [(name, find_recipe(name, folder=folder)) for name in recipe_names(folder)]
         table[title] = [{"name": name, "summary": _first_line(path), "options": []} for name, path in found]
     return table

@@ -152,21 +152,26 @@ def evaluate(
 
 @app.command()
 def compare(
-    recipe: RecipeName,
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe; or a comparison: a packaged one, or a TOML file with [arms].", metavar="RECIPE")
+    ],
     overrides: Overrides = None,
     overlay: Overlays = None,
-    versus: Annotated[str, typer.Option(help="The other side, as one override.")] = "schedule.type=sync",
-    seeds: Annotated[int, typer.Option(help="Runs of each side, with seeds 0, 1, ...")] = 3,
+    versus: Annotated[str, typer.Option(help="The other side of a plain recipe, as one override.")] = "schedule.type=sync",
+    seeds: Annotated[
+        int | None, typer.Option(help="Runs of each arm, with seeds 0, 1, ...; 3 unless the comparison says.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of all runs and of the comparison.", callback=_no_flag)] = Path(
         "compare-runs"
     ),
+    jobs: Annotated[int, typer.Option(help="Runs at a time; with more than one, times mean little.", min=1)] = 1,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Train a recipe against a variant of it: same seeds, same steps, one after the other in turn."""
+    """Train a recipe against a variant of it, or all arms of a comparison: same seeds, same steps, in turn."""
     from april.cli.compare import compare_command
 
-    compare_command(recipe, overlay or [], overrides or [], versus, seeds, out, quiet, as_json)
+    compare_command(recipe, overlay or [], overrides or [], versus, seeds, out, jobs, quiet, as_json)
 
 
 @app.command(name="warm-start")

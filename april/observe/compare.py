@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from april.observe.report import idle_share, write_page
@@ -38,9 +39,27 @@ def write_comparison(runs: Mapping[str, Sequence[Path]], out: Path) -> Path:
     return write_page(out, page("April comparison: " + " and ".join(runs), _render(loaded)))
 
 
-def comparison_rows(runs: Mapping[str, Sequence[Path]]) -> list[list[str]]:
-    """The table of the page as texts: a head, then a row for each name; for a terminal or a README."""
-    return _rows({name: [load_run(Path(folder)) for folder in folders] for name, folders in runs.items()})
+def comparison_rows(runs: Mapping[str, Sequence[Path]], measures: Sequence[str] = ()) -> list[list[str]]:
+    """The table of the page as texts: a head, then a row for each name; for a terminal or a README.
+
+    Args:
+        runs: as in `write_comparison`.
+        measures: keys of metrics.jsonl whose mean over the steps gets a column.
+    """
+    return _rows({name: [load_run(Path(folder)) for folder in folders] for name, folders in runs.items()}, measures)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of texts, the first of which is the head, as a Markdown table."""
+    head, *body = rows
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def mean_measure(run: RunData, key: str) -> float | None:
+    """Mean of a key of metrics.jsonl over the steps that have it; None when none has."""
+    known = [float(row[key]) for row in run.metrics if finite(row.get(key))]
+    return statistics.fmean(known) if known else None
 
 
 def mean_curve(curves: Sequence[Points], grid: int = GRID) -> Points:
@@ -124,7 +143,7 @@ def _charts(runs: Runs) -> str:
     return accuracy + idle + reward
 
 
-def _rows(runs: Runs) -> list[list[str]]:
+def _rows(runs: Runs, measures: Sequence[str] = ()) -> list[list[str]]:
     finals = [value for group in runs.values() for run in group if (value := _final(run)) is not None]
     level = min(finals, default=None)
     head = [
@@ -150,6 +169,8 @@ def _rows(runs: Runs) -> list[list[str]]:
     if level is not None:
         head.insert(5, f"time to {percent(level)}")
         columns.insert(3, (lambda run: reached_s(run, level), duration))
+    head += [key.replace("_", " ") for key in measures]
+    columns += [(partial(mean_measure, key=key), number) for key in measures]
     rows = [head]
     for name, group in runs.items():
         rows.append([name, str(len(group)), *(_cell([value(run) for run in group], style) for value, style in columns)])

@@ -201,8 +201,8 @@ def test_compare_two_schedules_over_one_seed(call: Call, tmp_path: Path) -> None
     arguments = ["compare", *tiny(tmp_path / "unused", *fast), "--seeds", 1, "--out", tmp_path / "both"]
     called = call(*arguments, "--json")
     result = called.json
-    assert called.code == 0 and result["seeds"] == 1 and list(result["sides"]) == ["april", "sync"]
-    assert result["rollout_speedup"]["runs"][0] > 0 and (tmp_path / "both" / "comparison.html").stat().st_size > 0
+    assert called.code == 0 and result["seeds"] == 1 and list(result["arms"]) == ["april", "sync"]
+    assert result["speedups"]["april"]["rollout"]["runs"][0] > 0 and (tmp_path / "both" / "comparison.html").stat().st_size > 0
     assert not (tmp_path / "unused").exists()
     before = (tmp_path / "both" / "april-seed0" / "summary.json").stat().st_mtime_ns
     again = call(*arguments)
