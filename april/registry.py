@@ -33,6 +33,7 @@ KINDS: dict[str, dict[str, Component]] = {
     "schedule": {
         "sync": Component("april.rollout.schedules.sync:SyncConfig", "april.rollout.schedules.sync:SyncSchedule"),
         "april": Component("april.rollout.schedules.april:AprilConfig", "april.rollout.schedules.april:AprilSchedule"),
+        "delayed": Component("april.rollout.schedules.delayed:DelayedConfig", "april.rollout.schedules.delayed:DelayedSchedule"),
         "one_step": Component(
             "april.rollout.schedules.one_step:OneStepConfig", "april.rollout.schedules.one_step:OneStepSchedule"
         ),
