@@ -44,12 +44,37 @@ KINDS: dict[str, dict[str, Component]] = {
         "token_budget": Component(
             "april.rollout.schedules.token_budget:TokenBudgetConfig", "april.rollout.schedules.token_budget:TokenBudgetSchedule"
         ),
-        "redundant": Component(
-            "april.rollout.schedules.redundant:RedundantConfig", "april.rollout.schedules.redundant:RedundantSchedule"
+        "replicated": Component(
+            "april.rollout.schedules.replicated:ReplicatedConfig", "april.rollout.schedules.replicated:ReplicatedSchedule"
         ),
+        "truncated": Component(
+            "april.rollout.schedules.truncated:TruncatedConfig", "april.rollout.schedules.truncated:TruncatedSchedule"
+        ),
+        "windowed": Component(
+            "april.rollout.schedules.windowed:WindowedConfig", "april.rollout.schedules.windowed:WindowedSchedule"
+        ),
+        "tail_batching": Component(
+            "april.rollout.schedules.tail_batching:TailBatchingConfig", "april.rollout.schedules.tail_batching:TailBatchingSchedule"
+        ),
+        "multi_version": Component(
+            "april.rollout.schedules.multi_version:MultiVersionConfig", "april.rollout.schedules.multi_version:MultiVersionSchedule"
+        ),
+        "rolling": Component(
+            "april.rollout.schedules.rolling:RollingConfig", "april.rollout.schedules.rolling:RollingSchedule"
+        ),
+        "longest_first": Component(
+            "april.rollout.schedules.longest_first:LongestFirstConfig", "april.rollout.schedules.longest_first:LongestFirstSchedule"
+        ),
+    },
+    "watch": {
+        "length_budgets": Component(
+            "april.rollout.watches.length_budgets:LengthBudgetsConfig", "april.rollout.watches.length_budgets:LengthBudgets"
+        ),
+        "early_cut": Component("april.rollout.watches.early_cut:EarlyCutConfig", "april.rollout.watches.early_cut:EarlyCut"),
     },
     "engine": {
         "embedded": Component("april.engines.embedded.config:EmbeddedConfig", "april.engines.embedded.engine:EmbeddedEngine"),
+        "vllm": Component("april.engines.vllm.config:VllmConfig", "april.engines.vllm.engine:VllmEngine"),
     },
     "task": {
         "reasoning_gym": Component(
@@ -64,6 +89,12 @@ KINDS: dict[str, dict[str, Component]] = {
         "exact": Component("april.rewards.exact:ExactReward", "april.rewards.build:build_reward"),
         "python": Component("april.rewards.python:PythonReward", "april.rewards.build:build_reward"),
         "combine": Component("april.rewards.combine:CombinedReward", "april.rewards.build:build_reward"),
+        "judge": Component("april.rewards.generative:JudgeReward", "april.rewards.build:build_reward"),
+        "flaw_check": Component("april.rewards.flaws:FlawCheckReward", "april.rewards.build:build_reward"),
+        "error_step": Component("april.rewards.flaws:ErrorStepReward", "april.rewards.build:build_reward"),
+        "tool_trace": Component("april.rewards.traces:ToolTraceReward", "april.rewards.build:build_reward"),
+        "workflow": Component("april.rewards.workflow:WorkflowReward", "april.rewards.build:build_reward"),
+        "meta_prediction": Component("april.rewards.meta:MetaPredictionReward", "april.rewards.build:build_reward"),
     },
 }
 

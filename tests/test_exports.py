@@ -61,7 +61,8 @@ def test_every_atom_imports_and_explains_itself(slot: str, name: str) -> None:
     config = SLOTS[slot][name].config
     assert (config.__doc__ or "").strip().splitlines()[0] and undescribed(config) == []
     required = [field.annotation for field in config.model_fields.values() if field.is_required()]
-    options = {name: 1 for name, field in config.model_fields.items() if field.is_required()}
+    fields = {name: field.annotation for name, field in config.model_fields.items() if field.is_required()}
+    options = {name: {"part.a": 1.0} if "dict" in str(kind) else 1 for name, kind in fields.items()}
     atom = config(**options)
     function = function_of(slot, atom)
     assert inspect.getdoc(function) and len(required) == len(options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ from april.run.build import build
 from april.run.checks import check_recipe
 from april.run.warm_start import resolve_warm_start, warm_start
 from tests.integration.command_helpers import caller
+
+PROVIDED = ["sampling.entropy=true", "model.reference=packaged"]
+"""What some presets say that they need."""
 
 
 @pytest.fixture(autouse=True)
@@ -46,14 +50,14 @@ def test_every_preset_resolves_and_passes_the_check(preset: str, tmp_path: Path)
     (tmp_path / "own.toml").write_text(
         f'task = {{ type = "reasoning_gym", name = "chain_sum" }}\n[algorithm]\npreset = "{preset}"\n', encoding="utf-8"
     )
-    resolved = resolve(tmp_path / "own.toml")
+    resolved = resolve(tmp_path / "own.toml", overrides=PROVIDED)
     assert check_recipe(resolved.recipe)
     assert resolved.origin("algorithm.advantage.type") == f"preset {preset}"
 
 
 @pytest.mark.parametrize("preset", [preset for preset in recipe_names("algorithm") if preset != "rloo"])
 def test_every_clipping_preset_fits_the_quickstart(preset: str) -> None:
-    resolved = resolve("quickstart", overrides=[f"algorithm.preset={preset}"])
+    resolved = resolve("quickstart", overrides=[f"algorithm.preset={preset}", *PROVIDED])
     assert check_recipe(resolved.recipe)
 
 
@@ -78,7 +82,8 @@ def test_parts_that_were_taken_away_stay_away(preset: str, tmp_path: Path) -> No
     (tmp_path / "copy.toml").write_text(first.to_toml(), encoding="utf-8")
     second = resolve(tmp_path / "copy.toml").recipe
     assert second == first.recipe
-    assert (second.algorithm.bounds is None) == (preset == "rloo")  # type: ignore[attr-defined]
+    written = (files("april") / "recipes" / "algorithm" / f"{preset}.toml").read_text(encoding="utf-8")
+    assert (second.algorithm.bounds is None) == ("bounds = false" in written)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", recipe_names("warm_start"))

@@ -5,17 +5,17 @@ as keywords:
 
     filter      fn(group)                                   -> reason to drop it, or None
     compose     fn(groups)                                  -> groups
-    reward      fn(tokens)                                  -> reward_N
-    advantage   fn(tokens)                                  -> advantage_N
-    adjust      fn(advantage_N, tokens)                     -> advantage_N
+    reward      fn(tokens)                                  -> reward_N, or columns to add or replace by name
+    advantage   fn(tokens)                                  -> advantage_N, or columns to add or replace by name
+    adjust      fn(advantage_N, tokens)                     -> advantage_N, or columns to add or replace by name
     ratio       fn(current_N, proximal_N, tokens)           -> log-ratio_N
     bounds      fn(tokens)                                  -> low_N, high_N
-    surrogate   fn(log_ratio_N, current_N, advantage_N, bounds) -> loss_N, clipped_N
+    surrogate   fn(log_ratio_N, current_N, advantage_N, bounds, tokens) -> loss_N, clipped_N
     weights     fn(tokens)                                  -> weight_N, detached
     penalties   fn(current_N, tokens)                       -> loss_N
     aggregate   fn(tokens)                                  -> share_N with loss = sum(share * loss)
-    objectives  fn(current_N, tokens)                       -> loss_N
-    update      fn(step)                                    -> None, calls the optimiser step
+    objectives  fn(current_N, tokens)                       -> loss_N; of role "value": fn(value_N, tokens)
+    update      fn(work)                                    -> metrics or None; takes the optimiser steps of a batch
 
 `tokens` is an `april.algorithms.columns.TokenBatch`: the whole batch for reward, advantage, adjust and aggregate, and
 whole samples of it (a micro-batch) for the rest.
@@ -33,6 +33,8 @@ from pydantic import Field, ValidationError, create_model
 from april.config.schema import Config
 from april.core.errors import RecipeError, choice, nearest
 
+Scope = Literal["sample", "group", "batch"]
+
 ONE = ("advantage", "ratio", "bounds", "surrogate", "aggregate", "update")
 CHAINS = ("filter", "compose", "reward", "adjust")
 TABLES = ("weights", "penalties", "objectives")
@@ -44,15 +46,25 @@ COLUMNS: dict[str, str] = {
     "behaviour": "log-prob under the policy that sampled the token",
     "temperature": "temperature of the token's sample",
     "lag": "int64, versions between the token's weights and the batch; 0 where no policy sampled",
+    "step": "int64, number of the update",
     "reward": "reward of the token's sample",
     "correct": "1 where the token's sample counts as solved, else 0",
     "finished": "bool, the token's sample ended by itself and not at its token budget",
     "part.*": "a named part of the sample's reward; nan where it has none of that name",
     "item.*": "a number of the prompt's item; nan where it has none of that name",
+    "turn": "int64, index of the turn in its sample: what an environment says and what the policy answers",
+    "anchor": "int64, the state before the turn; equal states of a group have equal ones",
+    "baseline": "mean reward of the greedy members of the token's group, which do not train; nan where there are none",
     "advantage": "credit of the token",
     "proximal": "log-prob under the weights before the update",
+    "current": "log-prob under the weights being trained, without gradient",
+    "current_entropy": "entropy of the policy being trained; with gradient in the loss, before the update in credit",
+    "value": "what the value model expects before the token; before the update",
+    "return": "what the value model is trained towards",
     "reference": "log-prob under the frozen reference policy",
     "entropy": "entropy of the sampling distribution, as the engine recorded it; nan where it did not",
+    "entropy_score": "normalised log-entropy in [-1, 1], 0 at the pivot; from the adjust `normalised_entropy`",
+    "token_reward": "reward given at the token itself, on top of its sample's; from a reward transform or the environment",
 }
 
 
@@ -86,11 +98,13 @@ class Atom(Config):
         scope: what its function must see at once, for slots that otherwise get a micro-batch: whole samples; whole groups,
             which then share a micro-batch; or everything that one optimiser step trains, for which it is evaluated once,
             before the first backward pass.
+        provides: columns that a reward or an adjust adds for the atoms after it.
         info: what the catalogue says about it.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset()
-    scope: ClassVar[Literal["sample", "group", "batch"]] = "sample"
+    provides: ClassVar[frozenset[str]] = frozenset()
+    scope: ClassVar[Scope] = "sample"
     info: ClassVar[Info | None] = None
     type: str
 
@@ -99,11 +113,35 @@ class Atom(Config):
         """Columns that its function reads with these options; `requires` unless an option changes it."""
         return self.requires
 
+    @property
+    def min_group_size(self) -> int:
+        """Members that a group must have for the atom to say anything; above 1 where it compares siblings."""
+        return 1
+
+    @property
+    def corrects(self) -> bool:
+        """Whether, as a ratio, surrogate or weight, it accounts for tokens that older weights sampled."""
+        return "behaviour" in self.needs
+
+    @property
+    def idle_options(self) -> Mapping[str, str]:
+        """Options that have no effect -> the option that makes them so."""
+        return {}
+
     def options(self) -> dict[str, Any]:
         """The keywords of the atom's function."""
         return {name: getattr(self, name) for name in type(self).model_fields if name not in ("type", *self.not_options)}
 
     not_options: ClassVar[frozenset[str]] = frozenset()
+
+
+class Siblings(Atom):
+    """Base of the atoms that compare the members of a group with each other."""
+
+    @property
+    def min_group_size(self) -> int:
+        """Two, unless a sample without siblings gets its plain reward."""
+        return 1 if getattr(self, "singleton", "zero") == "raw" else 2
 
 
 class Entry(NamedTuple):
@@ -140,11 +178,13 @@ def builtin(slot: str, target: str) -> Callable[[type[Atom]], type[Atom]]:
     return decorate
 
 
-def atom(slot: str, name: str, *, requires: frozenset[str] = frozenset()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def atom(
+    slot: str, name: str, *, requires: frozenset[str] = frozenset(), scope: Scope = "sample"
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a function an atom; its keyword-only parameters become the typed options.
 
         @april.atom("surrogate", "soft_clip")
-        def soft_clip(log_ratio, current, advantage, bounds, *, width: float = 0.2): ...
+        def soft_clip(log_ratio, current, advantage, bounds, tokens, *, width: float = 0.2): ...
 
     Afterwards a recipe may say `surrogate = { type = "soft_clip", width = 0.1 }`. Registering the name again replaces it,
     as happens when a notebook's cell runs twice.
@@ -153,6 +193,7 @@ def atom(slot: str, name: str, *, requires: frozenset[str] = frozenset()) -> Cal
         slot: which part of an algorithm it fills; the module's docstring says what each slot's function gets and returns.
         name: its `type`.
         requires: columns that the trainer must provide.
+        scope: what it must see at once, see `Atom`.
 
     Raises:
         RecipeError: unknown slot, or an option without annotation.
@@ -169,7 +210,7 @@ def atom(slot: str, name: str, *, requires: frozenset[str] = frozenset()) -> Cal
                 )
             options[option.name] = (option.annotation, ... if option.default is option.empty else option.default)
         config = create_model(name, __base__=Atom, __doc__=function.__doc__ or name, type=(Literal[name], Field(name)), **options)  # type: ignore[valid-type]
-        config.requires = frozenset(requires)
+        config.requires, config.scope = frozenset(requires), scope
         if slot in SLOTS:
             SLOTS[slot].pop(name, None)
         register(slot, name, config, function)

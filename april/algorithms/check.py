@@ -8,9 +8,13 @@ from april.algorithms.atoms import OPEN_COLUMNS
 from april.algorithms.spec import AlgorithmConfig
 from april.core.errors import RecipeError
 
-GROUP_ESTIMATORS = frozenset({"group", "leave_one_out"})
+GROUP_ESTIMATORS = frozenset(
+    {"group", "leave_one_out", "optimal_baseline", "maximum_likelihood", "pass_at_k", "decoupled", "rubric", "token_weighted",
+     "polychromic", "anchored", "same_step", "tree_subgroups", "tree_gain", "tree_depthwise", "tree_inter_intra"}
+)  # fmt: skip
 ALWAYS = frozenset(
-    {"token_ids", "mask", "trained", "behaviour", "temperature", "lag", "reward", "advantage", "proximal", "correct", "finished"}
+    {"token_ids", "mask", "trained", "behaviour", "temperature", "lag", "reward", "advantage", "proximal", "correct", "finished",
+     "current", "current_entropy", "value", "return", "turn", "anchor", "step"}
 )
 STALE_CORRECTIONS = "behaviour"
 
@@ -65,6 +69,7 @@ def check(config: AlgorithmConfig, run: RunFacts) -> None:
     _check_sampling(run)
     _check_columns(config, run)
     _check_credit(config, run)
+    _check_bounds(config)
     _check_ratio(config, run)
     _check_corrections(config, run)
     _check_lengths(config, run)
@@ -90,6 +95,7 @@ def _check_sampling(run: RunFacts) -> None:
 
 def _check_columns(config: AlgorithmConfig, run: RunFacts) -> None:
     there = ALWAYS | ({"reference"} if run.has_reference else set()) | ({"entropy"} if run.records_entropy else set())
+    there |= {column for _, atom in config.atoms() for column in atom.provides}
     provider = {"reference": "has_reference", "entropy": "records_entropy"}
     for path, atom in config.atoms():
         for column in sorted(name for name in atom.needs - there if not name.startswith(OPEN_COLUMNS)):
@@ -112,11 +118,6 @@ def _check_credit(config: AlgorithmConfig, run: RunFacts) -> None:
 def _check_ratio(config: AlgorithmConfig, run: RunFacts) -> None:
     surrogate, aggregate = config.surrogate.type, config.aggregate.type
     if surrogate == "plain":
-        if config.bounds is not None:
-            _refuse(
-                "bounds have no effect on the plain policy gradient",
-                "algorithm.bounds", "algorithm.surrogate", got=config.bounds.type, hint="set algorithm.bounds = false",
-            )  # fmt: skip
         if config.ratio.type != "token":
             _refuse(
                 "a ratio has no effect on the plain policy gradient",
@@ -129,12 +130,7 @@ def _check_ratio(config: AlgorithmConfig, run: RunFacts) -> None:
                 "algorithm.surrogate", run.key("num_optimizer_steps"), got=run.num_optimizer_steps,
                 hint="use algorithm.surrogate = 'clip' or one optimiser step a batch",
             )  # fmt: skip
-    elif surrogate == "clip" and config.bounds is None and getattr(config.surrogate, "dual_clip", None) is None:
-        _refuse(
-            "the clipped surrogate has no bounds",
-            "algorithm.surrogate", "algorithm.bounds", got="bounds = false", hint="set algorithm.bounds = { type = 'constant' }",
-        )  # fmt: skip
-    if config.ratio.type == "sequence" and aggregate != "sequence_mean":
+    if config.ratio.type == "sequence" and surrogate != "vespo" and aggregate not in ("sequence_mean", "sequence_sum"):
         _refuse(
             "a ratio of whole samples counts each sample once for every token under this aggregate",
             "algorithm.ratio", "algorithm.aggregate", got=f"sequence, {aggregate}",
@@ -142,8 +138,25 @@ def _check_ratio(config: AlgorithmConfig, run: RunFacts) -> None:
         )  # fmt: skip
 
 
+def _check_bounds(config: AlgorithmConfig) -> None:
+    use = getattr(config.surrogate, "bounds_use", "optional")
+    if use == "unused" and config.bounds is not None:
+        _refuse(
+            f"bounds have no effect on the surrogate {config.surrogate.type!r}",
+            "algorithm.bounds", "algorithm.surrogate", got=config.bounds.type, hint="set algorithm.bounds = false",
+        )  # fmt: skip
+    dual = getattr(config.surrogate, "dual_clip", None)
+    if use == "needed" and config.bounds is None and (dual is None or config.surrogate.type != "clip"):
+        _refuse(
+            f"the surrogate {config.surrogate.type!r} has no bounds",
+            "algorithm.surrogate", "algorithm.bounds", got="bounds = false", hint="set algorithm.bounds = { type = 'constant' }",
+        )  # fmt: skip
+
+
 def _check_corrections(config: AlgorithmConfig, run: RunFacts) -> None:
-    corrected = any(STALE_CORRECTIONS in atom.needs for atom in config.weights.values())
+    corrected = config.surrogate.type == "none" or any(
+        STALE_CORRECTIONS in atom.needs for atom in (config.ratio, config.surrogate, *config.weights.values())
+    )
     if run.stale_tokens and not corrected:
         _refuse(
             "tokens of older versions are trained on without a correction",

@@ -15,7 +15,8 @@ from april.algorithms import specs
 from april.algorithms.atoms import CHAINS, ONE, SLOTS, TABLES, Atom, parse, register
 from april.algorithms.specs.advantages import GroupRelative
 from april.algorithms.specs.aggregate import SequenceMean
-from april.algorithms.specs.losses import Clip, ConstantBounds, TokenRatio
+from april.algorithms.specs.losses import ConstantBounds, TokenRatio
+from april.algorithms.specs.losses_surrogate import Clip
 from april.algorithms.specs.update import PlainUpdate
 from april.config.schema import Config
 from april.core.errors import RecipeError

@@ -16,7 +16,7 @@ from april.environments.base import Item
 
 
 class JsonlTask(Config):
-    """Problems from a local JSON-lines file."""
+    """Problems from a local JSON-lines file; further fields of a line stay in the item."""
 
     type: Literal["jsonl"] = "jsonl"
     path: str = Field(description="The file, relative to the working directory.")
@@ -83,14 +83,14 @@ class JsonlTask(Config):
                 hint = f"set task.{option}; {nearest(name, row)}"
                 raise DataError(f"a line has no {name!r}", where=where, got="fields " + ", ".join(row), expected=name, hint=hint)
         solution = str(row[self.answer_field])
-        metadata = row.get("metadata") or {
-            key: value for key, value in row.items() if key not in (self.question_field, self.answer_field)
-        }
+        further = {key: value for key, value in row.items() if key not in (self.question_field, self.answer_field)}
+        metadata = row.get("metadata") or further
         return {
+            **further,
             "id": str(row.get("id", f"{path.stem}-{number}")),
             "question": str(row[self.question_field]),
             "answer": self._answer(solution, where),
-            "solution": solution,
+            "solution": str(row.get("solution", solution)),
             "metadata": metadata,
         }
 

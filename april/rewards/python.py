@@ -106,3 +106,17 @@ def _from_file(path: Path, where: str) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+class ImportedModel:
+    """A function prompt -> answer found by its path, in place of a model; pickled as the path."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._function = load_function(path)
+
+    def __call__(self, prompt: str) -> str:
+        return str(self._function(prompt))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (ImportedModel, (self.path,))

@@ -10,10 +10,12 @@ outcomes come in whatever order they are ready.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
 
 from april.core.clock import Clock
 from april.core.errors import LedgerError
-from april.core.event import Event, Judged
+from april.core.event import Event, Judged, Wait
 from april.core.ids import SampleId
 from april.core.sample import Sample
 from april.rewards.base import Verifier
@@ -50,7 +52,7 @@ class RewardRunner:
         self._verifier, self._decode, self._clock = verifier, decode, clock
         self._timeout_s, self._max_per_poll = timeout_s, max_per_poll
         self._queue: deque[Sample] = deque()
-        self._open: set[SampleId] = set()
+        self._open: dict[SampleId, float] = {}
         self._pool = WorkerPool(verifier, workers, timeout_s) if workers else None
 
     def submit(self, sample: Sample) -> None:
@@ -62,17 +64,22 @@ class RewardRunner:
         if sample.stop is None or sample.id in self._open:
             got = "unfinished" if sample.stop is None else "submitted twice"
             raise LedgerError("a sample cannot be judged", where=str(sample.id), got=got, expected="a finished sample, once")
-        self._open.add(sample.id)
+        self._open[sample.id] = self._clock.now()
         if self._pool is not None:
             self._pool.submit(sample, self._decode(sample.token_ids))
         else:
             self._queue.append(sample)
 
     def ready_at(self) -> float | None:
-        """Now, while samples wait for an in-process judgement or an outcome is there; soon, while workers are busy."""
+        """Now, while samples wait for an in-process judgement or an outcome is there; else when a worker will be late."""
         if not self._open:
             return None
-        return self._clock.now() + (0.0 if self._pool is None else self._pool.wait_s())
+        wait_s = 0.0 if self._pool is None else self._pool.wait_s()
+        return float("inf") if wait_s is None else self._clock.now() + wait_s
+
+    def waitables(self) -> Sequence[Connection]:
+        """Connections to the workers, while any of them has something to judge."""
+        return () if self._pool is None or not self._open else self._pool.connections
 
     def poll(self) -> list[Event]:
         """Outcomes; in process, of the next samples in the order of submission."""
@@ -85,12 +92,21 @@ class RewardRunner:
                 outcomes.append((sample.id, judge(self._verifier, self._decode(sample.token_ids), sample, self._timeout_s)))
             for _ in samples:
                 self._queue.popleft()
-        self._open.difference_update(id for id, _ in outcomes)
+        for id, _ in outcomes:
+            self._open.pop(id, None)
         return [Judged(self._clock.now(), id, outcome) for id, outcome in outcomes]
 
     def pending(self) -> list[str]:
         """The samples that wait for an outcome."""
         return [f"reward of {id}" for id in sorted(self._open)]
+
+    def waits(self) -> list[Wait]:
+        """The same, with the time at which the first judgement is given up."""
+        if not self._open:
+            return []
+        wait_s = None if self._pool is None else self._pool.wait_s()
+        deadline_s = None if wait_s is None else self._clock.now() + wait_s
+        return [Wait(self.name, "score", tuple(map(str, self._open)), min(self._open.values()), deadline_s)]
 
     def close(self) -> None:
         """End the child processes."""

@@ -8,7 +8,7 @@ import signal
 import time
 from collections import deque
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
 from april.core.errors import RecipeError, ResourceError
@@ -22,8 +22,6 @@ GRACE_S = 1.0
 """A worker first interrupts its verifier by itself, which keeps it alive; this much later it is killed."""
 START_S = 120.0
 """How long a worker may take to import its verifier."""
-POLL_S = 0.002
-"""How soon to look again while all workers are busy."""
 
 
 class _Lost(Exception):
@@ -73,11 +71,17 @@ class WorkerPool:
             self._workers.append(self._start())
         self._dispatch()
 
-    def wait_s(self) -> float:
-        """Seconds until `poll` is worth calling."""
-        now = time.monotonic()
-        late = any(worker.deadline_s is not None and worker.deadline_s <= now for worker in self._workers)
-        return 0.0 if late or wait([worker.connection for worker in self._workers], timeout=0) else POLL_S
+    def wait_s(self) -> float | None:
+        """Seconds until `poll` is worth calling if nothing can be read from `connections` before; None when for ever."""
+        if any(worker.connection.poll() for worker in self._workers):
+            return 0.0
+        deadlines = [worker.deadline_s for worker in self._workers if worker.deadline_s is not None]
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+    @property
+    def connections(self) -> list[Connection]:
+        """To all workers."""
+        return [worker.connection for worker in self._workers]
 
     def poll(self) -> list[tuple[SampleId, Outcome]]:
         """Outcomes that are there, and failures of workers that died or passed the deadline.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from april.algorithms.columns import Layout, TokenBatch
+from april.algorithms.steps import turns
 from april.core.errors import DataError
 from april.core.group import Batch, Group, Reward
-from april.core.ids import NO_VERSION, SampleId
+from april.core.ids import NO_VERSION, SampleId, Version
 from april.core.sample import Sample
 
 
@@ -23,35 +24,49 @@ class TrainingBatch:
 
     Attributes:
         step: number of the update, for messages.
+        version: weights that the update starts from.
         samples: S of them, in the order of the layout.
         rewards: S of them, as judged.
         tokens: columns (N,) on the CPU; floating ones in float64, so that statistics are exact.
         num_failed: members without a reward.
+        num_left_out: rewarded members that composers keep out of training.
     """
 
     step: int
+    version: Version
     samples: tuple[Sample, ...]
     rewards: tuple[Reward, ...]
     tokens: TokenBatch
     num_failed: int
+    num_left_out: int = 0
 
     def ids(self, samples: torch.Tensor) -> list[SampleId]:
         """Names of some samples, for messages."""
         return [self.samples[index].id for index in samples.tolist()]
 
 
-def assemble(batch: Batch, groups: tuple[Group, ...] | None = None) -> TrainingBatch:
+def assemble(
+    batch: Batch, groups: tuple[Group, ...] | None = None, needs: Collection[str] = ("part.*", "item.*")
+) -> TrainingBatch:
     """The columns of a batch.
 
     Args:
         batch: what to train on.
         groups: used in place of the batch's own, after composers changed them.
+        needs: columns that somebody reads; of those that the data name (`part.`, `item.`) only these are made, `.*` is all.
+            With "baseline" the greedy members of a group give its baseline and do not train.
 
     Raises:
         DataError: a sample that cannot be trained on (greedy, truncated sampling, newer than the batch, empty).
     """
     groups = batch.groups if groups is None else groups
-    members = [(index, sample, reward) for index, group in enumerate(groups) for sample, reward in group.rewarded]
+    with_baseline = "baseline" in needs
+    members = [
+        (index, sample, reward)
+        for index, group in enumerate(groups)
+        for sample, reward in group.rewarded
+        if not (with_baseline and sample.spec.temperature <= 0)
+    ]
     for _, sample, _ in members:
         _check_trainable(sample, batch.version)
     samples = tuple(sample for _, sample, _ in members)
@@ -62,16 +77,27 @@ def assemble(batch: Batch, groups: tuple[Group, ...] | None = None) -> TrainingB
         num_groups=len(groups),
     )
     rewards = tuple(reward for _, _, reward in members)
+    columns = _columns(batch, samples, rewards, layout, needs)
+    if with_baseline:
+        columns["baseline"] = layout.spread(_greedy_rewards(groups)[layout.group_of_sample])
     return TrainingBatch(
         step=batch.step,
+        version=batch.version,
         samples=samples,
         rewards=rewards,
-        tokens=TokenBatch(layout, _columns(batch, samples, rewards, layout)),
-        num_failed=sum(not isinstance(outcome, Reward) for group in groups for outcome in group.outcomes),
+        tokens=TokenBatch(layout, columns),
+        num_failed=sum(not isinstance(outcome, Reward) for group in batch.groups for outcome in group.outcomes),
+        num_left_out=_num_rewarded(batch.groups) - _num_rewarded(groups),
     )
 
 
-def _columns(batch: Batch, samples: tuple[Sample, ...], rewards: tuple[Reward, ...], layout: Layout) -> dict[str, torch.Tensor]:
+def _num_rewarded(groups: tuple[Group, ...]) -> int:
+    return sum(len(group.rewarded) for group in groups)
+
+
+def _columns(
+    batch: Batch, samples: tuple[Sample, ...], rewards: tuple[Reward, ...], layout: Layout, needs: Collection[str]
+) -> dict[str, torch.Tensor]:
     versions = _packed([sample.versions for sample in samples], np.int64)
     mask = _packed([sample.loss_mask for sample in samples], np.bool_)
     lag = torch.where(versions == NO_VERSION, torch.zeros_like(versions), batch.version - versions)
@@ -85,29 +111,56 @@ def _columns(batch: Batch, samples: tuple[Sample, ...], rewards: tuple[Reward, .
         "behaviour": _packed([sample.behaviour_logprobs for sample in samples], np.float64),
         "temperature": layout.spread(temperature),
         "lag": lag,
+        "step": torch.full_like(lag, batch.step),
         "reward": layout.spread(reward),
         "correct": layout.spread(torch.tensor([float(reward.correct) for reward in rewards], dtype=torch.float64)),
         "finished": layout.spread(torch.tensor([sample.stop != "length" for sample in samples], dtype=torch.bool)),
     }
-    columns |= _named("part", [reward.parts for reward in rewards], layout)
-    columns |= _named("item", [sample.prompt.item for sample in samples], layout)
+    if {"turn", "anchor"} & set(needs):
+        columns |= turns(columns["token_ids"], _packed([_environment(sample) for sample in samples], np.bool_), layout)
+    columns |= _named("part", lambda: [reward.parts for reward in rewards], layout, needs)
+    columns |= _named("item", lambda: [sample.prompt.item for sample in samples], layout, needs)
     if any(sample.entropies is not None for sample in samples):
         unknown = [np.full(len(sample), np.nan) if sample.entropies is None else sample.entropies for sample in samples]
         columns["entropy"] = _packed(unknown, np.float64)
     return columns
 
 
-def _named(prefix: str, tables: list[Mapping[str, Any]], layout: Layout) -> dict[str, torch.Tensor]:
-    """Numbers that samples bring under names, as columns; nan where a sample has none of that name."""
+def _named(
+    prefix: str, tables: Callable[[], list[Mapping[str, Any]]], layout: Layout, needs: Collection[str]
+) -> dict[str, torch.Tensor]:
+    """Numbers that samples bring under names, as columns, those that are needed; nan where a sample has none of that name."""
+    asked = {name.removeprefix(f"{prefix}.") for name in needs if name.startswith(f"{prefix}.")}
+    if not asked:
+        return {}
     numbers = [
-        {name: float(value) for name, value in table.items() if isinstance(value, int | float) and not isinstance(value, bool)}
-        for table in tables
+        {
+            name: float(value)
+            for name, value in table.items()
+            if ("*" in asked or name in asked) and isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        for table in tables()
     ]
-    names = sorted(set().union(*numbers))
+    names = sorted(set().union(*numbers) | (asked - {"*"}))
     return {
         f"{prefix}.{name}": layout.spread(torch.tensor([table.get(name, math.nan) for table in numbers], dtype=torch.float64))
         for name in names
     }
+
+
+def _greedy_rewards(groups: tuple[Group, ...]) -> torch.Tensor:
+    """float64 (G,): mean reward of the greedy members of each group; nan where there are none."""
+    greedy = [[reward.value for sample, reward in group.rewarded if sample.spec.temperature <= 0] for group in groups]
+    return torch.tensor([sum(values) / len(values) if values else math.nan for values in greedy], dtype=torch.float64)
+
+
+def _environment(sample: Sample) -> np.ndarray:
+    """bool (T,): tokens of an environment."""
+    out = np.zeros(len(sample), np.bool_)
+    for span in sample.spans:
+        if span.origin == "environment":
+            out[span.start : span.end] = True
+    return out
 
 
 def _packed(pieces: list[np.ndarray], dtype: type[np.generic]) -> torch.Tensor:

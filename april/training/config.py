@@ -12,25 +12,52 @@ from april.config.schema import Config
 Schedule = Literal["constant", "linear", "cosine"]
 
 
-class OptimizerConfig(Config):
-    """AdamW (Loshchilov and Hutter 2019) and its learning rate over time."""
+class AdamConfig(Config):
+    """AdamW (Loshchilov and Hutter 2019)."""
 
     lr: float = Field(1e-6, gt=0, description="peak learning rate")
-    schedule: Schedule = Field("constant", description="what follows the warm-up: constant, or a linear or cosine fall")
-    warmup_steps: int = Field(0, ge=0, description="updates over which the rate rises linearly")
-    min_lr_fraction: float = Field(0.0, ge=0, le=1, description="fraction of the peak that a falling schedule ends with")
     betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the first and second moments")
     eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
     weight_decay: float = Field(0.0, ge=0, description="decoupled decay of matrices; norms and biases have none")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
 
 
+class OptimizerConfig(AdamConfig):
+    """AdamW and its learning rate over time."""
+
+    schedule: Schedule = Field("constant", description="what follows the warm-up: constant, or a linear or cosine fall")
+    warmup_steps: int = Field(0, ge=0, description="updates over which the rate rises linearly")
+    min_lr_fraction: float = Field(0.0, ge=0, le=1, description="fraction of the peak that a falling schedule ends with")
+
+
+class ValueConfig(AdamConfig):
+    """The value model: a copy of the policy with one number in place of the vocabulary. Made where an atom reads "value"."""
+
+    lr: float = Field(1e-5, gt=0, description="learning rate, constant; some ten times that of the policy")
+    warmup_steps: int = Field(
+        0, ge=0, description="first batches, on which only the value model is trained, on Monte-Carlo returns"
+    )
+    num_epochs: int = Field(1, ge=1, description="passes of the value model over each batch")
+
+
 class TrainerConfig(OptimizerConfig):
     """How one batch of groups becomes one update."""
 
+    process: Literal["main", "child"] = Field(
+        "main", description="where the trainer computes; a child process trains while rollouts go on, if the schedule lets them"
+    )
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of a child process; unset takes model.threads, and for 0 its share of the cores"
+    )
     micro_batch_tokens: int = Field(16384, ge=1, description="prompt and response tokens that go through the model at once")
     num_optimizer_steps: int = Field(
         1, ge=1, description="mini-batches, each with its own optimiser step, that a batch is cut into"
+    )
+    num_epochs: int = Field(1, ge=1, description="passes over each batch")
+    proximal: Literal["recompute", "interpolate"] = Field(
+        "recompute",
+        description="where the policy before the update comes from: a forward pass (none with one optimiser step a batch), or "
+        "interpolate between behaviour and current by age (AReaL)",
     )
     gradient_checkpointing: bool = Field(False, description="recompute layers in the backward pass to save memory")
     dtype: Literal["auto", "float32", "float64"] = Field("auto", description="of the weights; auto is float32")
@@ -40,6 +67,7 @@ class TrainerConfig(OptimizerConfig):
         True, description="leave out samples whose loss is exactly 0, such as those of constant groups"
     )
     nonfinite: Literal["raise", "skip"] = Field("raise", description="what a loss or gradient that is not finite does")
+    value: ValueConfig = Field(default=ValueConfig(), description="the value model, for algorithms that have one")
 
 
 class SupervisedConfig(OptimizerConfig):

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from april.training.config import OptimizerConfig
+from april.core.errors import ModelError
+from april.training.config import AdamConfig
 
 
-def adamw(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
+def adamw(parameters: Iterable[nn.Parameter], config: AdamConfig) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices only."""
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
@@ -37,6 +38,25 @@ def clip_gradients(gradients: list[Tensor], max_norm: float) -> float:
 
 def _norm(gradients: list[Tensor]) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
+    return norm
+
+
+def guarded_step(optimizer: torch.optim.Optimizer, max_norm: float, where: str) -> float:
+    """Clip the gradients and take one optimiser step; returns their norm before.
+
+    Raises:
+        ModelError: a gradient is not finite; no step was taken.
+    """
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = clip_gradients(gradients, max_norm)
+    if not math.isfinite(norm):
+        raise ModelError(
+            "the gradient is not finite",
+            where=where,
+            got=norm,
+            hint="lower the learning rate (training.lr), or set training.nonfinite = 'skip'",
+        )
+    optimizer.step()
     return norm
 
 

@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from april.algorithms.advantages.returns import reward_to_go
+from april.algorithms.bind import Algorithm
 from april.algorithms.columns import TokenBatch
-from april.algorithms.losses.compose import Algorithm
 from april.algorithms.spec import AlgorithmConfig
+from april.algorithms.update import Work
 from april.core.clock import Clock, WallClock
-from april.core.errors import CheckpointError, ModelError
+from april.core.errors import CheckpointError, ModelError, RecipeError
 from april.core.event import Event, Updated
 from april.core.group import Batch
 from april.core.ids import Version
-from april.core.metric import Max, Mean, Metrics, Sum, merge
+from april.core.metric import Max, Mean, Metrics, Sum, merge, values
 from april.models.policy import Policy
 from april.training.batch import TrainingBatch, assemble
 from april.training.config import TrainerConfig, learning_rate
 from april.training.metrics import batch_metrics, effective_samples
-from april.training.optim import adamw, clip_gradients, set_learning_rate
+from april.training.notes import age_metrics, signal_metrics
+from april.training.optim import adamw, guarded_step, set_learning_rate
 from april.training.pack import mini_batches
 from april.training.step import Learner
+from april.training.value import ValueModel
 
 
 class Trainer:
-    """Owns the weights and the optimiser.
+    """Owns the weights and the optimiser, and the value model where an atom reads its values.
 
     A batch is cut into `num_optimizer_steps` mini-batches of whole groups, each with its own denominators and optimiser
-    step. With one, the detached current policy is the proximal one and no extra forward runs; with more, proximal
-    log-probs are computed once before the first. A mini-batch without any trained token of non-zero advantage takes
-    no optimiser step, which is counted ("skipped_steps").
+    step; the algorithm's update atom says how often each is trained on. With one optimiser step, the detached current
+    policy is the proximal one and no extra forward runs; with more, proximal log-probs are computed once before the first,
+    or interpolated without a forward, as the recipe says. A mini-batch without any trained token of non-zero advantage
+    takes no optimiser step, which is counted ("skipped_steps").
 
     A loss or gradient that is not finite raises `ModelError` and leaves the weights of the last optimiser step, or
     skips that optimiser step and is counted, as `TrainerConfig.nonfinite` says.
@@ -64,14 +71,20 @@ class Trainer:
             reference: frozen, for penalties; must not share parameters with `policy`.
             clock: dates the events.
             total_steps: updates of the whole run, where a falling learning rate ends; None leaves it at its peak.
+
+        Raises:
+            RecipeError: an atom reads values and no objective trains a value model.
         """
         self.policy, self.config, self.version = policy, config, Version(0)
         self._algorithm = Algorithm.of(algorithm)
         self._learner = Learner(policy, self._algorithm, config, reference)
         self._optimizer = adamw(policy.module.parameters(), config)
+        self._value = _value_model(policy, self._algorithm, config)
         self._clock: Clock = clock if clock is not None else WallClock()
         self._total_steps = total_steps
         self._waiting: list[Batch] = []
+        self._update_state: dict[str, Any] = {}
+        self._steps_at = [0]  # optimiser steps that the weights of each version have seen
 
     def update(self, batch: Batch) -> Metrics:
         """Train on one batch and count one version.
@@ -83,58 +96,93 @@ class Trainer:
         groups = batch.groups
         for compose in self._algorithm.compose:
             groups = compose(groups)
-        data = assemble(batch, groups)
-        tokens = self._learner.prepare(data)
-        metrics = batch_metrics(data, tokens)
+        data = assemble(batch, groups, self._algorithm.config.requires)
+        tokens = self._learner.prepare(data, None if self._value is None else self._value.values)
+        metrics = batch_metrics(data, tokens) | signal_metrics(data)
+        parts = [
+            torch.tensor(part, dtype=torch.int64)
+            for part in mini_batches(tokens.layout.group_of_sample.tolist(), self.config.num_optimizer_steps)
+        ]
         set_learning_rate(self._optimizer, learning_rate(self.config, self.version, self._total_steps))
-        signal = self._learner.signal(tokens)
-        parts = mini_batches(tokens.layout.group_of_sample.tolist(), self.config.num_optimizer_steps)
-        if len(parts) > 1 and bool(signal.any()):
-            tokens = self._learner.with_proximal(data, tokens)
-        steps: list[Metrics] = []
-        for part in parts:
-            samples = torch.tensor(part, dtype=torch.int64)
-            steps.append(self._optimizer_step(data, tokens, samples) if bool(signal[samples].any()) else _SKIPPED)
+        warming_up = self._value is not None and self._value.warming_up
+        learned = _SKIPPED if warming_up else self._train_policy(data, tokens, parts, metrics)
+        if self._value is not None:
+            if warming_up:
+                tokens = tokens.with_columns(**{"return": reward_to_go(tokens)})
+            learned = merge([learned, self._value.update(data, tokens, parts), {"value_warmup": Sum(float(warming_up))}])
         self.version += 1
-        learned = merge(steps or [_SKIPPED])
-        lr = {"lr": Mean(self._optimizer.param_groups[0]["lr"], 1)}
-        return metrics | learned | effective_samples(learned) | lr
+        self._steps_at.append(self._steps_at[-1] + round(values(learned)["optimizer_steps"]))
+        return metrics | learned | effective_samples(learned) | {"lr": Mean(self._optimizer.param_groups[0]["lr"], 1)}
 
-    def _optimizer_step(self, data: TrainingBatch, tokens: TokenBatch, samples: Tensor) -> Metrics:
+    def _train_policy(self, data: TrainingBatch, tokens: TokenBatch, parts: list[Tensor], metrics: Metrics) -> Metrics:
+        """The optimiser steps that the update atom asks for."""
+        signal = self._learner.signal(tokens)
+        if not bool(signal.any()):
+            return _SKIPPED
+        several = len(parts) * self.config.num_epochs > 1 or "proximal" in self._algorithm.config.update.needs
+        if several and self.config.proximal == "recompute":
+            tokens = self._learner.with_proximal(data, tokens)
+
+        def step(part: int) -> bool:
+            samples = parts[part]
+            made = self._optimizer_step(data, tokens, samples, taken()) if bool(signal[samples].any()) else _SKIPPED
+            work.metrics.append(made)
+            return values(made)["optimizer_steps"] > 0
+
+        def taken() -> int:
+            return sum(round(values(made)["optimizer_steps"]) for made in work.metrics)
+
+        work = Work(
+            step,
+            num_parts=len(parts),
+            num_epochs=self.config.num_epochs,
+            parameters=[parameter for group in self._optimizer.param_groups for parameter in group["params"]],
+            index=self.version,
+            reward_mean=_mean([reward.value for reward in data.rewards]),
+            entropy=metrics["entropy_estimate"].value,
+            state=self._update_state,
+        )
+        own = self._algorithm.update(work)
+        return merge(work.metrics or [_SKIPPED]) | (own or {})
+
+    def _optimizer_step(self, data: TrainingBatch, tokens: TokenBatch, samples: Tensor, num_before: int) -> Metrics:
+        where = f"update {data.step}"
         self._optimizer.zero_grad(set_to_none=True)
         try:
             metrics = self._learner.backward(data, tokens, samples)
-            norm = clip_gradients(
-                [p.grad for p in self.policy.module.parameters() if p.grad is not None], self.config.max_grad_norm
-            )
-            if not math.isfinite(norm):
-                raise ModelError(
-                    "the gradient is not finite",
-                    where=f"update {data.step}",
-                    got=norm,
-                    hint="lower training.lr, or set training.nonfinite = 'skip'",
-                )
+            norm = guarded_step(self._optimizer, self.config.max_grad_norm, where)
         except ModelError:
-            self._optimizer.zero_grad(set_to_none=True)
             if self.config.nonfinite == "raise":
                 raise
             return _SKIPPED | {"nonfinite_steps": Sum(1)}
-        self._algorithm.update(self._optimizer.step)
-        self._optimizer.zero_grad(set_to_none=True)
-        return metrics | {
-            "grad_norm": Mean(norm, 1),
-            "grad_norm_max": Max(norm),
-            "optimizer_steps": Sum(1),
-            "skipped_steps": Sum(0),
-        }
+        finally:
+            self._optimizer.zero_grad(set_to_none=True)
+        age = age_metrics(tokens.take(samples), data.version, self._steps_at, num_before)
+        return (
+            metrics
+            | age
+            | {
+                "grad_norm": Mean(norm, 1),
+                "grad_norm_max": Max(norm),
+                "optimizer_steps": Sum(1),
+                "skipped_steps": Sum(0),
+            }
+        )
 
     def weights(self) -> dict[str, Tensor]:
         """Hugging Face name -> tensor; the trainer's own memory, to be copied before the next update."""
         return self.policy.weights()
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimiser and version; tensors are the trainer's own memory."""
-        return {"version": self.version, "weights": self.weights(), "optimizer": self._optimizer.state_dict()}
+        """Weights, optimisers, version and what the update atom remembers; tensors are the trainer's own memory."""
+        state = {
+            "version": self.version,
+            "weights": self.weights(),
+            "optimizer": self._optimizer.state_dict(),
+            "steps_at": list(self._steps_at),
+            "update": copy.deepcopy(self._update_state),
+        }
+        return state if self._value is None else state | {"value": self._value.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken.
@@ -146,6 +194,11 @@ class Trainer:
             self.policy.module.load_state_dict(state["weights"])
             self._optimizer.load_state_dict(state["optimizer"])
             self.version = int(state["version"])
+            self._steps_at = [int(count) for count in state["steps_at"]]
+            self._update_state.clear()
+            self._update_state.update(copy.deepcopy(dict(state["update"])))
+            if self._value is not None:
+                self._value.load_state_dict(state["value"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(
                 "the trainer's state does not fit",
@@ -153,6 +206,15 @@ class Trainer:
                 got=str(error).splitlines()[0],
                 expected="a state of the same model",
             ) from error
+
+    def save(self, folder: Path, tokenizer: Any = None) -> None:
+        """Write the policy as a Hugging Face folder, `model`, and what `load` needs, `trainer.pt`."""
+        self.policy.save(folder / "model", tokenizer)
+        torch.save(self.state_dict(), folder / "trainer.pt")
+
+    def load(self, folder: Path) -> None:
+        """Continue exactly where `save` was called."""
+        self.load_state_dict(torch.load(folder / "trainer.pt", map_location=self.policy.device, weights_only=True))
 
     def submit(self, batch: Batch) -> None:
         """Train on this batch in the next `poll`."""
@@ -175,3 +237,22 @@ class Trainer:
 
 
 _SKIPPED: Metrics = {"optimizer_steps": Sum(0), "skipped_steps": Sum(1)}
+
+
+def _value_model(policy: Policy, algorithm: Algorithm, config: TrainerConfig) -> ValueModel | None:
+    """A value model where an atom reads values or an objective trains one."""
+    if algorithm.value_terms:
+        return ValueModel(policy, algorithm, config)
+    if algorithm.reads_values:
+        raise RecipeError(
+            "an atom reads values, and nothing trains a value model",
+            where="algorithm.advantage, algorithm.objectives",
+            got=sorted(algorithm.config.objectives) or "no objectives",
+            expected="an objective of the value model",
+            hint="add algorithm.objectives.value = {}",
+        )
+    return None
+
+
+def _mean(numbers: list[float]) -> float:
+    return sum(numbers) / len(numbers) if numbers else math.nan

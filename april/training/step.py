@@ -1,18 +1,21 @@
 """Hops 12 to 14 of a sample's way: credit -> loss -> gradients.
 
-prepare     the whole batch on the CPU: credit; reference and proximal log-probs where an atom needs them
-backward    one mini-batch: shares -> micro-batches -> forward -> loss -> gradients, which add up exactly
+prepare     the whole batch on the CPU: columns of frozen models, then credit
+backward    one optimiser step: what it evaluates once -> micro-batches -> forward -> loss -> gradients, which add up exactly
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from april.algorithms.bind import Algorithm
 from april.algorithms.columns import TokenBatch
-from april.algorithms.losses.compose import Algorithm, credit, policy_loss, shares
+from april.algorithms.losses.compose import credit, policy_loss, stage
+from april.algorithms.losses.ratio import interpolated
 from april.core.errors import ModelError, RecipeError
 from april.core.metric import Mean, Metrics, merge
 from april.models.policy import PackedSequences, Policy
@@ -20,6 +23,9 @@ from april.training.batch import TrainingBatch
 from april.training.config import TrainerConfig
 from april.training.metrics import loss_metrics
 from april.training.pack import micro_batches
+
+POLICY_COLUMNS = frozenset({"proximal", "current", "current_entropy"})
+"""Columns that a forward pass of the policy fills."""
 
 
 @dataclass(frozen=True)
@@ -36,53 +42,84 @@ class Learner:
         """Of log-probs and losses: float32, or float64 for a float64 policy."""
         return torch.float64 if self.policy.dtype == torch.float64 else torch.float32
 
-    def prepare(self, batch: TrainingBatch) -> TokenBatch:
-        """Columns of the whole batch with credit and, where an atom reads it, the reference.
+    def prepare(self, batch: TrainingBatch, values: Callable[[TrainingBatch], Tensor] | None = None) -> TokenBatch:
+        """Columns of the whole batch with credit: only those model columns that an atom reads are computed.
+
+        Args:
+            batch: the whole batch.
+            values: values (N,) of a batch, where there is a value model.
 
         Raises:
             RecipeError: an atom needs a reference policy and there is none.
         """
-        tokens = credit(self.algorithm, batch.tokens)
-        if "reference" not in self.algorithm.config.requires:
-            return tokens
-        if self.reference is None:
-            raise RecipeError(
-                "an atom needs a reference policy", where="algorithm.penalties, model.reference", got="no reference policy"
-            )
+        tokens = batch.tokens
         everything = torch.arange(tokens.layout.num_samples)
-        return tokens.with_columns(reference=self.logprobs(self.reference, batch, everything))
+        if "reference" in self.algorithm.config.requires:
+            if self.reference is None:
+                raise RecipeError(
+                    "an atom needs a reference policy", where="algorithm.penalties, model.reference", got="no reference policy"
+                )
+            tokens = tokens.with_columns(reference=self.logprobs(self.reference, batch, everything))
+        if values is not None:
+            tokens = tokens.with_columns(value=values(batch))
+        early = POLICY_COLUMNS & self.algorithm.credit_needs
+        if early:
+            tokens = self._with_policy(batch, tokens, everything, early)
+        return credit(self.algorithm, tokens)
 
     def with_proximal(self, batch: TrainingBatch, tokens: TokenBatch) -> TokenBatch:
         """The batch with log-probs under the weights before its first optimiser step, where a sample can give a gradient."""
+        if "proximal" in tokens:
+            return tokens
         samples = torch.arange(tokens.layout.num_samples)
-        if self.config.skip_zero_advantage:
+        if self.config.skip_zero_advantage and not POLICY_COLUMNS & self.algorithm.staged_needs:
             samples = samples[self.signal(tokens)]
         _, rows = tokens.layout.take(samples)
         proximal = tokens["behaviour"].clone()
         proximal[rows] = self.logprobs(self.policy, batch, samples)
         return tokens.with_columns(proximal=proximal)
 
+    def _with_policy(self, batch: TrainingBatch, tokens: TokenBatch, samples: Tensor, names: frozenset[str]) -> TokenBatch:
+        """`tokens` of the given samples with columns of the policy as it is now; "proximal" stays where it is there already."""
+        current, entropy = self._measured(self.policy, batch, samples, entropy="current_entropy" in names)
+        columns = {"current": current} | ({} if entropy is None else {"current_entropy": entropy})
+        if "proximal" in names and "proximal" not in tokens:
+            between = self.config.proximal == "interpolate"
+            columns["proximal"] = interpolated(tokens["behaviour"], current, tokens["lag"]) if between else current
+        return tokens.with_columns(**columns)
+
     def logprobs(self, policy: Policy, batch: TrainingBatch, samples: Tensor) -> Tensor:
         """Log-probs (N,) on the CPU of the given samples' response tokens, without gradient."""
+        return self._measured(policy, batch, samples)[0]
+
+    def _measured(
+        self, policy: Policy, batch: TrainingBatch, samples: Tensor, *, entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         layout, _ = batch.tokens.layout.take(samples)
-        out = torch.zeros(layout.num_tokens, dtype=torch.float64)
+        logprobs = torch.zeros(layout.num_tokens, dtype=torch.float64)
+        entropies = torch.zeros_like(logprobs) if entropy else None
         for micro in self._micro_batches(batch, samples):
             temperatures = batch.tokens.take(samples[micro])["temperature"]
             with torch.no_grad():
-                logprobs = policy.response_logprobs(_sequences(batch, samples[micro]), temperatures).logprobs
+                output = policy.response_logprobs(sequences_of(batch, samples[micro]), temperatures, entropy=entropy)
             _, rows = layout.take(micro)
-            out[rows] = logprobs.to("cpu", torch.float64)
-        return out
+            logprobs[rows] = output.logprobs.to("cpu", torch.float64)
+            if entropies is not None and output.entropies is not None:
+                entropies[rows] = output.entropies.to("cpu", torch.float64)
+        return logprobs, entropies
 
     def signal(self, tokens: TokenBatch) -> Tensor:
         """bool (S,): samples that can give a gradient.
 
-        Without penalties and objectives a sample whose trained tokens all have advantage 0 cannot.
+        Without penalties and objectives a sample whose trained tokens all have advantage 0 cannot. Where an atom sees whole
+        groups, their samples go together.
         """
         active = tokens["trained"]
         if not self.algorithm.terms:
             active = active & (tokens["advantage"] != 0)
-        return tokens.layout.sum(active.double()) > 0
+        layout = tokens.layout
+        own = layout.sum(active.double()) > 0
+        return layout.group_sum(own.double())[layout.group_of_sample] > 0 if self.algorithm.whole_groups else own
 
     def backward(self, batch: TrainingBatch, tokens: TokenBatch, samples: Tensor) -> Metrics:
         """Add the gradients of one mini-batch to the policy's parameters.
@@ -95,12 +132,12 @@ class Learner:
         Raises:
             ModelError: the loss is not finite; gradients are then incomplete and must be thrown away.
         """
-        tokens = shares(self.algorithm, tokens.take(samples))
+        tokens = self._staged(batch, tokens.take(samples), samples)
         chosen = torch.arange(len(samples))
         if self.config.skip_zero_advantage:
             chosen = chosen[self.signal(tokens)]
         parts, totals = [], []
-        for micro in self._micro_batches(batch, samples[chosen]):
+        for micro in self._units(batch, samples[chosen]):
             part, total = self._micro_backward(batch, tokens.take(chosen[micro]), samples[chosen[micro]])
             parts.append(part)
             totals.append(total)
@@ -109,10 +146,21 @@ class Learner:
             metrics[name] = Mean(float(sum(total[name] for total in totals)), 1)
         return metrics
 
+    def _staged(self, batch: TrainingBatch, tokens: TokenBatch, samples: Tensor) -> TokenBatch:
+        """What this optimiser step evaluates once; a policy column made for it is left to the micro-batches afterwards."""
+        names = POLICY_COLUMNS & self.algorithm.staged_needs
+        if not names or ("proximal" in tokens and names == {"proximal"}):
+            return stage(self.algorithm, tokens)
+        staged = stage(self.algorithm, self._with_policy(batch, tokens, samples, names))
+        made = POLICY_COLUMNS - tokens.columns.keys()
+        return TokenBatch(staged.layout, {name: column for name, column in staged.columns.items() if name not in made})
+
     def _micro_backward(self, batch: TrainingBatch, tokens: TokenBatch, samples: Tensor) -> tuple[Metrics, dict[str, float]]:
-        output = self.policy.response_logprobs(_sequences(batch, samples), tokens["temperature"], entropy=self.config.entropy)
+        entropy = self.config.entropy or "current_entropy" in self.algorithm.live_needs
+        output = self.policy.response_logprobs(sequences_of(batch, samples), tokens["temperature"], entropy=entropy)
         tokens = tokens.to(self.policy.device, self.dtype)
-        loss = policy_loss(self.algorithm, output.logprobs, tokens)
+        live = tokens if output.entropies is None else tokens.with_columns(current_entropy=output.entropies)
+        loss = policy_loss(self.algorithm, output.logprobs, live, proximal=self.config.proximal)
         totals = {"loss": float(loss.total.detach()), **{name: float(part) for name, part in loss.parts.items()}}
         if not bool(torch.isfinite(loss.total)):
             names = ", ".join(str(name) for name in batch.ids(samples)[:8])
@@ -121,14 +169,28 @@ class Learner:
         with torch.no_grad():
             return loss_metrics(loss, tokens, output.entropies), totals
 
-    def _micro_batches(self, batch: TrainingBatch, samples: Tensor) -> list[Tensor]:
+    def _units(self, batch: TrainingBatch, samples: Tensor) -> list[Tensor]:
+        """Micro-batches for the backward pass: indices into `samples`, with whole groups, or all, where an atom needs it."""
+        if self.algorithm.unit == "batch":
+            return [torch.arange(len(samples))] if len(samples) else []
+        parts = self._micro_batches(batch, samples, whole=self.algorithm.whole_groups)
+        return [part.sort().values for part in parts]  # where an atom looks at order, it is that of the batch
+
+    def _micro_batches(self, batch: TrainingBatch, samples: Tensor, *, whole: bool = False) -> list[Tensor]:
         """Indices into `samples` for each micro-batch."""
-        chosen = [batch.samples[index] for index in samples.tolist()]
-        lengths = [len(sample.prompt.token_ids) + len(sample) for sample in chosen]
-        parts = micro_batches(lengths, self.config.micro_batch_tokens, padded=not self.policy.packed)
-        return [torch.tensor(part, dtype=torch.int64) for part in parts]
+        return split(batch, samples, self.config.micro_batch_tokens, self.policy, whole=whole)
 
 
-def _sequences(batch: TrainingBatch, samples: Tensor) -> PackedSequences:
+def split(batch: TrainingBatch, samples: Tensor, budget_tokens: int, policy: Policy, *, whole: bool = False) -> list[Tensor]:
+    """Micro-batches of some samples: indices into `samples`. A packed policy computes prompts once that stand together."""
+    chosen = [batch.samples[index] for index in samples.tolist()]
+    lengths = [len(sample.prompt.token_ids) + len(sample) for sample in chosen]
+    groups = batch.tokens.layout.group_of_sample[samples].tolist() if whole or policy.packed else None
+    parts = micro_batches(lengths, budget_tokens, padded=not policy.packed, groups=groups, whole=whole)
+    return [torch.tensor(part, dtype=torch.int64) for part in parts]
+
+
+def sequences_of(batch: TrainingBatch, samples: Tensor) -> PackedSequences:
+    """Prompts and responses of some samples, ready for a model."""
     chosen = [batch.samples[index] for index in samples.tolist()]
     return PackedSequences.of([sample.prompt.token_ids for sample in chosen], [sample.token_ids for sample in chosen])

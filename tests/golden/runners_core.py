@@ -11,7 +11,7 @@ from april.algorithms.filters import zero_variance
 from april.algorithms.losses import penalties, weights
 from april.algorithms.losses.aggregate import token_mean
 from april.algorithms.losses.compose import Algorithm, shares
-from april.algorithms.rewards import overlong
+from april.algorithms.rewards.length import overlong
 from april.algorithms.spec import AlgorithmConfig
 from april.core.group import Group, Reward
 from april.core.ids import GroupId
@@ -90,7 +90,7 @@ def _clip(case: Case) -> Values:
     tokens, _, loss = loss_of(case, **clip_options(case))
     atoms = Algorithm.of(AlgorithmConfig.model_validate(clip_options(case)))
     log_ratio = tokens["current"] - tokens["proximal"]
-    each, _ = atoms.surrogate(log_ratio, tokens["current"], tokens["advantage"], atoms.bounds(tokens))  # type: ignore[misc]
+    each, _ = atoms.surrogate(log_ratio, tokens["current"], tokens["advantage"], atoms.bounds(tokens), tokens)  # type: ignore[misc]
     return {"loss": float(loss.total), "loss_mat": matrix(each, tokens)}
 
 

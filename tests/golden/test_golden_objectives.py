@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.golden.golden_helpers import PATH, RUNNERS, Case, deviation
+from tests.golden.golden_helpers import PATH, RUNNERS, Case, deviation, numbers
 
 for found in sorted(Path(__file__).parent.glob("runners_*.py")):
     importlib.import_module(f"tests.golden.{found.stem}")
@@ -39,7 +39,7 @@ def test_golden(case: Case, dtype: torch.dtype) -> None:
     for name, expected in case["expected"].items():
         assert deviation(got[name], expected) <= case["tolerance"], name
     first = next(iter(case["expected"]))
-    moved = torch.tensor(case["expected"][first], dtype=torch.float64) + 0.5
+    moved = torch.tensor(numbers(case["expected"][first]), dtype=torch.float64) + 0.5
     assert deviation(got[first], moved.tolist()) > case["tolerance"], "the comparison could not fail"
 
 

@@ -98,7 +98,7 @@ def soft_clip() -> Any:
     calls: list[float] = []
 
     @april.atom("surrogate", "test_soft_clip", requires=frozenset({"advantage"}))
-    def soft(log_ratio: Any, current: Any, advantage: Any, bounds: Any, *, width: float = 0.2) -> Any:
+    def soft(log_ratio: Any, current: Any, advantage: Any, bounds: Any, tokens: Any, *, width: float = 0.2) -> Any:
         """A tanh in place of the clip."""
         calls.append(width)
         loss = -advantage * (1 + width * torch.tanh((torch.exp(log_ratio) - 1) / width))

@@ -1,83 +1,31 @@
 """The loss of an algorithm, put together from its atoms in one fixed order.
 
-whole batch     rewards -> advantage -> adjust            `credit`
-                aggregate -> share of each token          `shares`
-micro-batch     log-ratio -> bounds -> surrogate, times weights under the mask, times share, summed
-                plus penalties and objectives with their own coefficient and share     `policy_loss`
+whole batch       rewards -> advantage -> adjust            `credit`
+optimiser step    weights and bounds of scope "batch"       `stage`
+                  aggregate -> share of each token          `shares`
+micro-batch       log-ratio -> bounds -> surrogate, times weights under the mask, times share, summed
+                  plus penalties and objectives with their own coefficient and share     `policy_loss`
+                  objectives of the value model             `value_loss`
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from april.algorithms.atoms import Atom, function_of
+from april.algorithms.advantages.returns import reward_to_go
+from april.algorithms.bind import SHARE, Algorithm
 from april.algorithms.columns import TokenBatch
-from april.algorithms.spec import AlgorithmConfig
+from april.algorithms.losses.ratio import interpolated
 
-SHARE = "share"
+__all__ = ["SHARE", "Algorithm", "Loss", "credit", "policy_loss", "shares", "stage", "value_loss"]
 
-
-class Term(NamedTuple):
-    """A penalty or objective: its formula, its factor and the column that holds its shares."""
-
-    name: str
-    loss: Callable[..., Tensor]
-    coefficient: float
-    share: str
-
-
-@dataclass(frozen=True)
-class Algorithm:
-    """The atoms of a config as functions that need no more options."""
-
-    config: AlgorithmConfig
-    compose: tuple[Callable[..., Any], ...]
-    rewards: tuple[Callable[..., Tensor], ...]
-    advantage: Callable[..., Tensor]
-    adjusts: tuple[Callable[..., Tensor], ...]
-    ratio: Callable[..., Tensor]
-    bounds: Callable[..., tuple[Tensor, Tensor]] | None
-    surrogate: Callable[..., tuple[Tensor, Tensor]]
-    weights: tuple[tuple[str, Callable[..., Tensor]], ...]
-    terms: tuple[Term, ...]
-    aggregates: dict[str, Callable[..., Tensor]]
-    update: Callable[..., None]
-
-    @staticmethod
-    def of(config: AlgorithmConfig) -> Algorithm:
-        """Look up the function of every atom and bind its options."""
-        terms, aggregates = [], {SHARE: _bound("aggregate", config.aggregate)}
-        for slot in ("penalties", "objectives"):
-            for name, atom in getattr(config, slot).items():
-                own = getattr(atom, "aggregate", None)
-                share = f"{SHARE}.{slot}.{name}" if own is not None else SHARE
-                if own is not None:
-                    aggregates[share] = _bound("aggregate", own)
-                terms.append(Term(name, _bound(slot, atom), float(getattr(atom, "coefficient", 1.0)), share))
-        return Algorithm(
-            config=config,
-            compose=tuple(_bound("compose", atom) for atom in config.compose),
-            rewards=tuple(_bound("reward", atom) for atom in config.reward),
-            advantage=_bound("advantage", config.advantage),
-            adjusts=tuple(_bound("adjust", atom) for atom in config.adjust),
-            ratio=_bound("ratio", config.ratio),
-            bounds=None if config.bounds is None else _bound("bounds", config.bounds),
-            surrogate=_bound("surrogate", config.surrogate),
-            weights=tuple((name, _bound("weights", atom)) for name, atom in config.weights.items()),
-            terms=tuple(terms),
-            aggregates=aggregates,
-            update=_bound("update", config.update),
-        )
-
-
-def _bound(slot: str, atom: Atom) -> Callable[..., Any]:
-    return partial(function_of(slot, atom), **atom.options())
+LOW, HIGH = "bounds.low", "bounds.high"
+"""Columns of bounds that an optimiser step evaluates once."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +38,7 @@ class Loss:
         log_ratio: (N,).
         clipped: bool (N,), no gradient because of a bound.
         weight: (N,), product of the corrections; before the mask.
+        dropped: bool (N,) by the name of each weight that can drop tokens: where it did.
         parts: value of the policy loss and of each term, coefficient included.
     """
 
@@ -99,17 +48,28 @@ class Loss:
     log_ratio: Tensor
     clipped: Tensor
     weight: Tensor
+    dropped: dict[str, Tensor] = field(default_factory=dict)
     parts: dict[str, Tensor] = field(default_factory=dict)
 
 
 def credit(algorithm: Algorithm, tokens: TokenBatch) -> TokenBatch:
-    """The batch with its final "reward" and "advantage"; statistics over the whole batch."""
+    """The batch with its final "reward" and "advantage"; statistics over the whole batch.
+
+    Where an objective reads "return" and no atom has made it, it is the undiscounted Monte-Carlo return.
+    """
     for transform in algorithm.rewards:
-        tokens = tokens.with_columns(reward=transform(tokens))
-    advantage = algorithm.advantage(tokens)
+        tokens = _replaced(tokens, transform(tokens), "reward")
+    tokens = _replaced(tokens, algorithm.advantage(tokens), "advantage")
     for adjust in algorithm.adjusts:
-        advantage = adjust(advantage, tokens)
-    return tokens.with_columns(advantage=advantage)
+        tokens = _replaced(tokens, adjust(tokens["advantage"], tokens), "advantage")
+    if "return" in algorithm.live_needs and "return" not in tokens:
+        tokens = tokens.with_columns(**{"return": reward_to_go(tokens)})
+    return tokens
+
+
+def _replaced(tokens: TokenBatch, made: Tensor | Mapping[str, Tensor], name: str) -> TokenBatch:
+    """The batch with what an atom made: one column, or several by name."""
+    return tokens.with_columns(**(made if isinstance(made, Mapping) else {name: made}))
 
 
 def shares(algorithm: Algorithm, tokens: TokenBatch) -> TokenBatch:
@@ -117,40 +77,101 @@ def shares(algorithm: Algorithm, tokens: TokenBatch) -> TokenBatch:
     return tokens.with_columns(**{name: aggregate(tokens) for name, aggregate in algorithm.aggregates.items()})
 
 
-def policy_loss(algorithm: Algorithm, current: Tensor, tokens: TokenBatch) -> Loss:
+def stage(algorithm: Algorithm, tokens: TokenBatch) -> TokenBatch:
+    """The batch with everything that an optimiser step evaluates once, over all it trains.
+
+    Args:
+        algorithm: the atoms.
+        tokens: all samples of the step, with credit and the columns of `Algorithm.staged_needs`.
+
+    Returns:
+        With a column for each weight of scope "batch", for bounds of that scope, and with the shares. Where a weight leaves
+        the denominator, the tokens that it drops count in no share.
+    """
+    columns: dict[str, Tensor] = {w.column: w.function(tokens).detach() for w in algorithm.weights if w.staged}
+    if algorithm.bounds is not None and algorithm.bounds_staged:
+        low, high = algorithm.bounds(tokens)
+        columns |= {LOW: low.detach(), HIGH: high.detach()}
+    counted = tokens["mask"]
+    for weight in algorithm.weights:
+        if not weight.in_denominator:
+            counted = counted & (columns[weight.column] != 0)
+    shared = shares(algorithm, tokens.with_columns(mask=counted))
+    return shared.with_columns(mask=tokens["mask"], **columns)
+
+
+def policy_loss(
+    algorithm: Algorithm, current: Tensor, tokens: TokenBatch, *, proximal: Literal["recompute", "interpolate"] = "recompute"
+) -> Loss:
     """The loss of whole samples of a batch.
 
     Args:
         algorithm: the atoms.
         current: log-probs (N,) under the policy being trained, with gradient.
-        tokens: micro-batch with credit and shares; without "proximal" the detached current policy is proximal.
+        tokens: micro-batch with credit and shares.
+        proximal: what the proximal policy is where there is no such column: the detached current one, or one between it and
+            the behaviour policy.
 
     Returns:
         Its loss. A token outside "trained" adds exactly 0 to value and gradient, whatever its log-prob.
     """
     trained = tokens["trained"]
     current = torch.where(trained, current, current.detach().nan_to_num(0.0, 0.0, 0.0))
+    now = current.detach()
     if "proximal" not in tokens:
-        tokens = tokens.with_columns(proximal=current.detach())
-    proximal = tokens["proximal"]
-    log_ratio = algorithm.ratio(current, proximal, tokens)
-    bounds = None if algorithm.bounds is None else algorithm.bounds(tokens)
-    loss, clipped = algorithm.surrogate(log_ratio, current, tokens["advantage"], bounds)
+        between = proximal == "interpolate"
+        tokens = tokens.with_columns(proximal=interpolated(tokens["behaviour"], now, tokens["lag"]) if between else now)
+    tokens = tokens.with_columns(current=now)
+    log_ratio = algorithm.ratio(current, tokens["proximal"], tokens)
+    loss, clipped = _surrogate(algorithm, log_ratio, current, tokens)
     weight = torch.ones_like(loss)
-    for _, correction in algorithm.weights:
-        weight = weight * correction(tokens).detach()
+    dropped: dict[str, Tensor] = {}
+    for each in algorithm.weights:
+        factor = tokens[each.column] if each.column in tokens else each.function(tokens).detach()
+        weight = weight * factor
+        if each.drops:
+            dropped[each.name] = (factor == 0) & trained
     parts = {"policy_loss": _total(loss * weight, tokens, SHARE)}
     for term in algorithm.terms:
         parts[f"{term.name}_loss"] = term.coefficient * _total(term.loss(current, tokens), tokens, term.share)
     return Loss(
         total=torch.stack(list(parts.values())).sum(),
-        current=current.detach(),
-        proximal=proximal,
+        current=now,
+        proximal=tokens["proximal"],
         log_ratio=log_ratio.detach(),
         clipped=clipped & trained,
         weight=weight.detach(),
+        dropped=dropped,
         parts={name: part.detach() for name, part in parts.items()},
     )
+
+
+def _surrogate(algorithm: Algorithm, log_ratio: Tensor, current: Tensor, tokens: TokenBatch) -> tuple[Tensor, Tensor]:
+    bounds: tuple[Tensor, Tensor] | None = None
+    if LOW in tokens:
+        bounds = tokens[LOW], tokens[HIGH]
+    elif algorithm.bounds is not None:
+        low, high = algorithm.bounds(tokens)
+        bounds = low.detach(), high.detach()
+    return algorithm.surrogate(log_ratio, current, tokens["advantage"], bounds, tokens)
+
+
+def value_loss(algorithm: Algorithm, predicted: Tensor, tokens: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of the value model on whole samples of a batch.
+
+    Args:
+        algorithm: the atoms.
+        predicted: values (N,) before each token, with gradient.
+        tokens: micro-batch with credit, shares, "value" and "return".
+
+    Returns:
+        The scalar to differentiate, and each objective's part of it, detached.
+    """
+    parts = {
+        f"{term.name}_loss": term.coefficient * _total(term.loss(predicted, tokens), tokens, term.share)
+        for term in algorithm.value_terms
+    }
+    return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}
 
 
 def _total(loss: Tensor, tokens: TokenBatch, share: str) -> Tensor:

@@ -69,7 +69,7 @@ def test_parts_are_taken_away_with_false_and_named_by_default_type() -> None:
         ({"adjust": "whiten"}, "array of tables"),
         ({"weights": ["tis"]}, "by name"),
         ({"advantage": 3}, "table with a type"),
-        ({"compose": ["pairs"]}, "known: none"),
+        ({"compose": ["pairs"]}, "algorithm.compose[0].type"),
         ({"reward": [{"type": "overlong", "max_tokens": 5, "buffer_tokens": 9}]}, "buffer_tokens, max_tokens"),
     ],
 )
@@ -119,7 +119,8 @@ def test_every_entry_has_a_docstring_a_config_and_a_function() -> None:
     for slot, entries in SLOTS.items():
         for name, entry in entries.items():
             assert entry.config.__doc__ and entry.config.requires <= set(COLUMNS), f"{slot}.{name}"
-            required = {"max_tokens": 2, "buffer_tokens": 1, "constant": 3}
+            required: dict[str, object] = {"max_tokens": 2, "buffer_tokens": 1, "constant": 3, "weights": {"part.format": 1.0}}
+            required |= {"parts": {"a": 1.0}, "items": {"a": 1.0}}
             given = {key: value for key, value in required.items() if key in entry.config.model_fields}
             assert callable(function_of(slot, entry.config(**given))), f"{slot}.{name}"
 

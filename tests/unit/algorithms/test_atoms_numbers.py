@@ -12,7 +12,7 @@ from april.algorithms.advantages.adjust import whiten
 from april.algorithms.advantages.group import group_relative, leave_one_out
 from april.algorithms.columns import Layout, TokenBatch
 from april.algorithms.losses import aggregate, bounds, penalties, ratio, surrogate, weights
-from april.algorithms.rewards import overlong
+from april.algorithms.rewards.length import overlong
 from april.core.errors import DataError
 
 F64 = torch.float64
@@ -147,26 +147,28 @@ def test_sequence_ratio_has_the_mean_as_value_and_each_token_as_gradient() -> No
 def test_clip_values_gradients_and_clipped_flags() -> None:
     tokens = batch_of([4], [0], advantage=[1, 1, -1, -1])
     log_ratio = tensor([1.5, 0.5, 0.5, 1.5]).log().requires_grad_()
-    loss, clipped = surrogate.clip(log_ratio, log_ratio, tokens["advantage"], bounds.constant(tokens))
+    loss, clipped = surrogate.clip(log_ratio, log_ratio, tokens["advantage"], bounds.constant(tokens), tokens)
     assert close(loss.detach(), [-1.2, -0.5, 0.8, 1.5])
     assert clipped.tolist() == [True, False, True, False]
     (gradient,) = torch.autograd.grad(loss.sum(), log_ratio)
     assert close(gradient, [0, -0.5, 0, 1.5])
-    higher, _ = surrogate.clip(log_ratio, log_ratio, tokens["advantage"], bounds.constant(tokens, low=0.8, high=1.28))
+    higher, _ = surrogate.clip(
+        log_ratio, log_ratio, tokens["advantage"], bounds.constant(tokens, low=0.8, high=1.28), tokens
+    )
     assert close(higher.detach(), [-1.28, -0.5, 0.8, 1.5])
 
 
 def test_dual_clip_bounds_negative_advantages_only() -> None:
     log_ratio, advantage = tensor([5.0]).log(), tensor([-1])
-    limits = (tensor([0.8]), tensor([1.28]))
-    assert surrogate.clip(log_ratio, log_ratio, advantage, limits, dual_clip=3.0)[0].tolist() == [3]
-    assert close(surrogate.clip(log_ratio, log_ratio, advantage, limits)[0], [5])
-    positive, _ = surrogate.clip(-log_ratio, log_ratio, -advantage, limits, dual_clip=3.0)
+    limits, tokens = (tensor([0.8]), tensor([1.28])), batch_of([1], [0])
+    assert surrogate.clip(log_ratio, log_ratio, advantage, limits, tokens, dual_clip=3.0)[0].tolist() == [3]
+    assert close(surrogate.clip(log_ratio, log_ratio, advantage, limits, tokens)[0], [5])
+    positive, _ = surrogate.clip(-log_ratio, log_ratio, -advantage, limits, tokens, dual_clip=3.0)
     assert close(positive, [-0.2])
 
 
 def test_plain_is_the_score_function() -> None:
-    loss, clipped = surrogate.plain(tensor([9, 9]), tensor([-0.5, -2]), tensor([2, -1]), None)
+    loss, clipped = surrogate.plain(tensor([9, 9]), tensor([-0.5, -2]), tensor([2, -1]), None, batch_of([2], [0]))
     assert loss.tolist() == [1, -2] and not clipped.any()
 
 

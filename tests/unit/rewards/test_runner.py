@@ -102,7 +102,7 @@ def score(text, sample, item):
 def drain(runner: RewardRunner, clock: WallClock) -> dict[int, object]:
     outcomes: dict[int, object] = {}
     while (ready := runner.ready_at()) is not None and clock.now() < 60:
-        clock.wait_until(ready)
+        clock.wait_until(ready, runner.waitables())
         outcomes.update((event.id.member, event.outcome) for event in runner.poll())
     return outcomes
 

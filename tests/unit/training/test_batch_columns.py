@@ -95,6 +95,10 @@ def test_micro_batches_hold_every_sample_once_within_the_budget(lengths: list[in
 def test_micro_batches_by_hand() -> None:
     assert micro_batches([3, 9, 4, 4], 10) == [[1], [2, 3], [0]]
     assert micro_batches([3, 9, 4, 4], 12, padded=True) == [[1], [2, 3, 0]]
+    assert micro_batches([3, 9, 4, 4], 12, groups=[0, 0, 1, 1]) == [[1, 0], [2, 3]]
+    assert micro_batches([3, 9, 4, 4], 10, groups=[0, 0, 1, 1]) == [[1], [0, 2], [3]]
+    assert micro_batches([3, 9, 4, 4], 10, groups=[0, 0, 1, 1], whole=True) == [[1, 0], [2, 3]]
+    assert micro_batches([3, 2, 4, 4], 12, padded=True, groups=[1, 0, 1, 0], whole=True) == [[2, 0], [3, 1]]
 
 
 def test_mini_batches_keep_groups_whole() -> None:
