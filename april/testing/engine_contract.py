@@ -35,6 +35,8 @@ class EngineContract:
         num_cuts: random cuts of each sample.
         children_differ: whether forks have random streams of their own (an engine with fixed replies may have none).
         reuse_finished: whether the undisturbed run is made once for all tests of the class.
+        runs_ahead: whether the engine goes on between two polls, in a process of its own; then what was counted at the moment of
+            a call is a lower bound.
     """
 
     score_tolerance = 1e-4
@@ -42,6 +44,7 @@ class EngineContract:
     num_cuts = 3
     children_differ = True
     reuse_finished = True
+    runs_ahead = False
     _finished: ClassVar[list[Sample]]
 
     # -- hooks ----------------------------------------------------------------------------------------------------
@@ -90,6 +93,16 @@ class EngineContract:
             type(self)._finished = whole
         return whole
 
+    def repeatable(self) -> list[Sample]:
+        """Finished samples that another run would give again: greedy ones where random numbers are not addressed."""
+        run, samples = self.start()
+        if run.engine.caps.addressed_random:
+            return self.finished()
+        greedy = [replace(sample, spec=replace(sample.spec, temperature=0.0, top_p=1.0, top_k=0)) for sample in samples]
+        run.submit(greedy)
+        run.drain()
+        return run.results(greedy)
+
     def needs(self, holds: bool, reason: str) -> None:
         """Skip unless the engine promises this."""
         if not holds:
@@ -135,8 +148,9 @@ class EngineContract:
         run.submit(samples)
         run.engine.abort()
         run.drain()
-        require(all(isinstance(end, Parked) and end.segment is None for end in run.ends), "it parks without tokens", run.ends)
-        run.submit(samples)
+        waited = [isinstance(end, Parked) and end.segment is None for end in run.ends]
+        require(all(waited) or self.runs_ahead, "it parks without tokens", run.ends)
+        run.submit(run.results([sample for sample in samples if run.samples[sample.id].stop is None]))
         run.drain()
         if run.engine.caps.addressed_random:
             same_tokens(run.results(samples), self.finished(), self.cut_tolerance)
@@ -209,6 +223,7 @@ class EngineContract:
         kv_tokens = self.small_kv_tokens()
         self.needs(kv_tokens is not None, "this engine has no KV to lose")
         run, samples = self.start(kv_tokens=kv_tokens)
+        self.needs(run.engine.caps.addressed_random, "caps.addressed_random is false")
         run.submit(samples)
         run.drain()
         require(run.engine.load().preemptions > 0, "the small memory makes samples lose their KV", run.engine.load())
@@ -260,8 +275,8 @@ class EngineContract:
 
     def test_stop_strings_match_across_a_segment_boundary(self) -> None:
         tested = 0
-        for sample in self.finished():
-            self.needs(self.decode([0]) is not None, "this engine has no stop strings")
+        self.needs(self.decode([0]) is not None, "this engine has no stop strings")
+        for sample in self.repeatable():
             end = len(sample) - 2
             text = (self.decode(sample.token_ids[:end].tolist()) or "") if end >= 6 else ""
             invisible = end >= 6 and text == self.decode(sample.token_ids[: end - 1].tolist())
@@ -312,11 +327,18 @@ class EngineContract:
         require(run.engine.load().version == 1, "the new version is live in the end", run.engine.load().version)
         return run, samples, num_tokens, started
 
+    def _counted(self, found: int, at_call: int) -> bool:
+        return found >= at_call if self.runs_ahead else found == at_call
+
     def test_drain_lets_running_samples_finish(self) -> None:
         run, samples, _, started = self._updated("drain")
         versions = [set(sample.versions.tolist()) for sample in run.results(samples)]
         require(all(len(found) == 1 for found in versions), "no sample sees two versions", versions)
-        require(versions.count({0}) == started, "exactly those that had started keep the old weights", (versions, started))
+        require(
+            self._counted(versions.count({0}), started),
+            "exactly those that had started keep the old weights",
+            (versions, started),
+        )
         quiet, _ = self.start()
         quiet.engine.update_weights(self.new_weights(), 1, "drain")
         quiet.poll()
@@ -326,7 +348,7 @@ class EngineContract:
         run, samples, num_tokens, _ = self._updated("recompute")
         results = run.results(samples)
         old = [int((sample.versions == 0).sum()) for sample in results]
-        require(sum(old) == num_tokens, "tokens carry the version that sampled them", (old, num_tokens))
+        require(self._counted(sum(old), num_tokens), "tokens carry the version that sampled them", (old, num_tokens))
         require(any(0 < count < len(sample) for count, sample in zip(old, results, strict=True)), "some sample goes on")
         if run.engine.caps.addressed_random:
             again, _ = self.start()
@@ -339,7 +361,8 @@ class EngineContract:
     def test_keep_kv_is_another_sampler(self) -> None:
         run, samples, num_tokens, _ = self._updated("keep_kv")
         results = run.results(samples)
-        require(sum(int((sample.versions == 0).sum()) for sample in results) == num_tokens, "tokens carry their version")
+        old = sum(int((sample.versions == 0).sum()) for sample in results)
+        require(self._counted(old, num_tokens), "tokens carry their version", (old, num_tokens))
         mixed = [sample for sample in results if len(set(sample.versions.tolist())) == 2]
         require(len(mixed) > 0, "some sample goes on")
         for sample in mixed:

@@ -35,6 +35,7 @@ def cut(sample: Sample, num_tokens: int) -> Sample:
         behaviour_logprobs=sample.behaviour_logprobs[:num_tokens],
         loss_mask=sample.loss_mask[:num_tokens],
         entropies=None if sample.entropies is None else sample.entropies[:num_tokens],
+        routes=None if sample.routes is None else sample.routes[:num_tokens],
         spans=spans,
         stop=None,
     )

@@ -1,0 +1,84 @@
+"""Starting vLLM inside this process, for a model that April already holds."""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from typing import Any
+
+import torch
+
+from april.core.errors import ResourceError
+from april.engines.vllm.config import VllmConfig
+
+_BLOCK_TOKENS = 32
+"""The smallest block that all of vLLM's attention kernels take, the CPU's included."""
+
+
+def start_vllm(module: Any, config: VllmConfig) -> Any:
+    """A `vllm.v1.engine.llm_engine.LLMEngine` of the module's shape, with random weights.
+
+    vLLM's engine core runs in this process (no second one whose death or delay would have to be noticed), one token is
+    scheduled at a time, and log-probs are those of the distribution that is sampled from.
+
+    Raises:
+        ResourceError: vLLM is not installed, or does not start.
+    """
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(config.memory_gib))))
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    threads = torch.get_num_threads()
+    try:
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        from april.engines.vllm import transfer
+    except ImportError as error:
+        raise ResourceError(
+            "vLLM cannot be imported",
+            where="engine.type",
+            got=str(error).splitlines()[0],
+            expected="the extra april-rl[vllm]",
+            hint="docs/engine_vllm.md says how to install it",
+        ) from error
+    transfer.register()
+    with tempfile.TemporaryDirectory(prefix="april-vllm-") as folder:
+        shape = copy.deepcopy(module.config)
+        shape.architectures = [type(module).__name__]  # a model made from a config alone does not name it
+        shape.save_pretrained(folder)
+        engine = LLMEngine.from_engine_args(EngineArgs(**_arguments(folder, module, config)))
+    torch.set_num_threads(threads)
+    return engine
+
+
+def _arguments(folder: str, module: Any, config: VllmConfig) -> dict[str, Any]:
+    from vllm.config.weight_transfer import WeightTransferConfig
+
+    from april.engines.vllm.transfer import BACKEND
+
+    own = str(next(module.parameters()).dtype).removeprefix("torch.")
+    arguments: dict[str, Any] = {
+        "model": folder,
+        "runner": "generate",
+        "skip_tokenizer_init": True,
+        "load_format": "dummy",
+        "dtype": ("float32" if own == "float64" else own) if config.dtype == "auto" else config.dtype,
+        "enforce_eager": config.enforce_eager,
+        "max_num_seqs": config.max_running,
+        "max_model_len": config.max_model_tokens,
+        "block_size": _BLOCK_TOKENS,
+        "enable_prefix_caching": config.prefix_caching,
+        "async_scheduling": False,
+        "logprobs_mode": "processed_logprobs",
+        "max_logprobs": -1,
+        "disable_log_stats": True,
+        "tensor_parallel_size": config.tensor_parallel,
+        "gpu_memory_utilization": config.gpu_memory_fraction,
+        "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
+    }
+    if config.kv_tokens is not None:
+        arguments["num_gpu_blocks_override"] = -(-config.kv_tokens // _BLOCK_TOKENS) + 1
+    return arguments
