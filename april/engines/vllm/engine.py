@@ -26,7 +26,7 @@ from april.engines.embedded.check import check_sample
 from april.engines.embedded.stops import Decodes, completes_stop, window_tokens
 from april.engines.vllm.config import VllmConfig
 from april.engines.vllm.request import Request, sampling_params
-from april.engines.vllm.start import start_vllm
+from april.engines.vllm.start import start_vllm, tied_names
 
 _MODES: tuple[UpdateMode, ...] = ("drain", "recompute", "keep_kv")
 _LARGEST_ENTROPY_VOCABULARY = 4096
@@ -85,6 +85,7 @@ class VllmEngine:
             score=False,
             shares_prefix=self._config.prefix_caching,
         )
+        self._tied = tied_names(module)
         self._load_weights(dict(module.named_parameters()), version)
 
     # -- the source -----------------------------------------------------------------------------------------------
@@ -261,7 +262,8 @@ class VllmEngine:
         from april.engines.vllm.transfer import send
 
         self._num_updates += 1
-        send(self._llm, weights, version)
+        tied = {name: weights[source] for name, source in self._tied.items() if name not in weights}
+        send(self._llm, {**weights, **tied}, version)
         self._version = version
 
     def _swap_when_quiet(self) -> None:

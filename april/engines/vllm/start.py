@@ -82,3 +82,10 @@ def _arguments(folder: str, module: Any, config: VllmConfig) -> dict[str, Any]:
     if config.kv_tokens is not None:
         arguments["num_gpu_blocks_override"] = -(-config.kv_tokens // _BLOCK_TOKENS) + 1
     return arguments
+
+
+def tied_names(module: Any) -> dict[str, str]:
+    """Names that share another parameter's memory -> the parameter's own name; vLLM loads each of them for itself."""
+    own = {tensor.data_ptr(): name for name, tensor in module.named_parameters()}
+    everything = module.named_parameters(remove_duplicate=False)
+    return {name: own[tensor.data_ptr()] for name, tensor in everything if own[tensor.data_ptr()] != name}
