@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from april import registry
+from april.config.limits import LimitsConfig
 from april.config.schema import Config
 
 
 def _component(kind: str) -> Any:
     """A field filled by any registered component of a kind."""
     return Annotated[SerializeAsAny[Config], BeforeValidator(lambda value: registry.parse(kind, value, kind))]
+
+
+def _components(kind: str) -> Any:
+    """A table filled by any number of registered components of a kind: name = { fields }; `name = false` takes one away."""
+
+    def parsed(value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        tables = {name: {} if part is True else part for name, part in value.items() if part is not False}
+        return {
+            name: registry.parse(kind, {"type": name, **part} if isinstance(part, Mapping) else part, f"{kind}.{name}")
+            for name, part in tables.items()
+        }
+
+    return Annotated[dict[str, SerializeAsAny[Config]], BeforeValidator(parsed)]
 
 
 def _section(target: str, where: str) -> Any:
@@ -52,6 +69,18 @@ class SamplingConfig(Config):
     top_k: int = Field(0, ge=0, description="0 keeps all; training needs 0")
     stop_strings: tuple[str, ...] = Field((), description="end a response with the token that completes one of these")
     entropy: bool = Field(False, description="record the exact entropy of every sampling distribution")
+    adaptive_temperature: float = Field(
+        0.0, ge=0, lt=1, description="how far each token's temperature follows its entropy: 0.05 is 5 % up or down (HAPO); 0: not"
+    )
+    adaptive_quantile: float = Field(
+        0.8, gt=0, lt=1, description="quantile of the last batch's entropies at which the temperature stays as it is"
+    )
+
+    @model_validator(mode="after")
+    def _adapts_to_what_is_known(self) -> SamplingConfig:
+        if self.adaptive_temperature and not self.entropy:
+            raise ValueError("sampling.adaptive_temperature follows entropies: set sampling.entropy = true, too")
+        return self
 
 
 class ScoringConfig(Config):
@@ -66,6 +95,9 @@ class BatchConfig(Config):
 
     groups_per_step: int = Field(16, ge=1, description="prompts per update (N)")
     group_size: int = Field(8, ge=1, description="samples per prompt (G)")
+    together: str | None = Field(
+        None, description="number of the item that prompts of one question share; these are then handed out one after another"
+    )
 
 
 class EvaluationConfig(Config):
@@ -120,9 +152,11 @@ class Recipe(Config):
     sampling: SamplingConfig = Field(default=SamplingConfig())
     batch: BatchConfig = Field(default=BatchConfig())
     schedule: _component("schedule") = Field(description="when work runs and when a batch is cut")  # type: ignore[valid-type]
+    watch: _components("watch") = Field({}, description="budgets and early ends of samples, by name")  # type: ignore[valid-type]
     engine: _component("engine") = Field(description="where tokens come from")  # type: ignore[valid-type]
     algorithm: _section("april.algorithms.spec:AlgorithmConfig", "algorithm") = Field(default_factory=dict, validate_default=True)  # type: ignore[valid-type]
     training: _section("april.training.config:TrainerConfig", "training") = Field(default_factory=dict, validate_default=True)  # type: ignore[valid-type]
     evaluation: EvaluationConfig = Field(default=EvaluationConfig())
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig())
     observe: ObserveConfig = Field(default=ObserveConfig())
+    limits: LimitsConfig = Field(default=LimitsConfig())

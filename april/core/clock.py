@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
-from typing import Protocol
+from collections.abc import Sequence
+from multiprocessing.connection import wait
+from typing import Any, Protocol
 
 
 class Clock(Protocol):
@@ -13,22 +16,42 @@ class Clock(Protocol):
         """The current time in seconds."""
         ...
 
-    def wait_until(self, time_s: float) -> None:
-        """Return when `time_s` has come; at once when it has passed."""
+    def wait_until(self, time_s: float, waitables: Sequence[Any] = ()) -> None:
+        """Return when `time_s` has come; at once when it has passed.
+
+        Args:
+            time_s: on this clock.
+            waitables: connections, sockets or other objects with a `fileno`; on the wall clock the first that can be read ends
+                the wait.
+        """
         ...
 
 
-class WallClock:
-    """Real time."""
+def readable(waitables: Sequence[Any], timeout_s: float | None) -> bool:
+    """Whether any of these connections, sockets or objects with a `fileno` can be read within this time; None is for ever."""
+    return bool(wait(list(waitables), timeout_s))
 
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
+
+class WallClock:
+    """Real time.
+
+    Args:
+        origin_s: where the clock is 0, in `time.perf_counter` seconds; now by default. Processes of one machine that share
+            an origin share a clock.
+    """
+
+    def __init__(self, origin_s: float | None = None) -> None:
+        self.origin_s = time.perf_counter() if origin_s is None else origin_s
 
     def now(self) -> float:
-        return time.perf_counter() - self._start
+        return time.perf_counter() - self.origin_s
 
-    def wait_until(self, time_s: float) -> None:
-        time.sleep(max(0.0, time_s - self.now()))
+    def wait_until(self, time_s: float, waitables: Sequence[Any] = ()) -> None:
+        left_s = max(0.0, time_s - self.now())
+        if waitables:
+            readable(waitables, None if math.isinf(left_s) else left_s)
+        else:
+            time.sleep(left_s)
 
 
 class VirtualClock:
@@ -40,5 +63,5 @@ class VirtualClock:
     def now(self) -> float:
         return self._now
 
-    def wait_until(self, time_s: float) -> None:
+    def wait_until(self, time_s: float, waitables: Sequence[Any] = ()) -> None:
         self._now = max(self._now, time_s)

@@ -9,6 +9,7 @@ AprilError
 |  |- LedgerError    a sample was lost, repeated or moved in a way that is not allowed
 |  `- StallError     nothing is pending, yet the step cannot be completed
 |- CheckpointError   a saved run that cannot be read or continued
+|- ProcessError      a child process died, hung, or did not start
 `- ResourceError     disk, memory or device that is not there
 """
 
@@ -91,6 +92,10 @@ class Interrupted(AprilError):
 
 class CheckpointError(AprilError):
     """A saved run that cannot be read or continued."""
+
+
+class ProcessError(AprilError):
+    """A child process died, hung, or did not start."""
 
 
 class ResourceError(AprilError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -87,4 +88,39 @@ class Source(Protocol):
 
     def pending(self) -> list[str]:
         """What is being waited for, for the message when a run stalls."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """One thing that is waited for: by whom it must be brought, and until when.
+
+    Attributes:
+        owner: the source, with its process where it has one of its own.
+        stage: what is being done: "start", "generate", "score", "train", "publish", ...
+        what: ids of the samples, or the name of the batch or version.
+        since_s: when the wait began.
+        deadline_s: when its owner is given up; None where nothing but the run's own limit ends it.
+    """
+
+    owner: str
+    stage: str
+    what: tuple[str, ...]
+    since_s: float
+    deadline_s: float | None
+
+
+class OutsideSource(Source, Protocol):
+    """A source that computes in another process: it is waited for, not looked at again and again.
+
+    `ready_at` then gives the nearest deadline; what comes before it can be read from a waitable. Both methods are optional
+    for a source: one that lacks them computes in its `poll`.
+    """
+
+    def waitables(self) -> Sequence[Any]:
+        """Objects with a `fileno` that can be read as soon as `poll` has something to report."""
+        ...
+
+    def waits(self) -> list[Wait]:
+        """What is being waited for."""
         ...

@@ -14,7 +14,7 @@ A request to an engine is a `Sample`: resume, migration, forking and crash recov
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from april.core.errors import DataError
 from april.core.ids import NO_VERSION, SampleId, Version
 from april.core.prompt import Prompt, Tokens, frozen_array
+from april.core.routes import Routes, frozen_routes, joined_routes
 from april.core.sampling import SamplingSpec
 
 Floats = npt.NDArray[np.float32]
@@ -64,6 +65,7 @@ class Segment:
         version: weights that sampled all T tokens.
         sampler: which engine and numerics drew them.
         entropies: float32 (T,) in nats, or None where they were not asked for.
+        routes: (T, layers, k), the experts of each MoE layer in the pass that drew the token, or None.
     """
 
     token_ids: Tokens
@@ -71,13 +73,16 @@ class Segment:
     version: Version
     sampler: str = ""
     entropies: Floats | None = None
+    routes: Routes | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token_ids", frozen_array(self.token_ids, np.int32))
         object.__setattr__(self, "logprobs", frozen_array(self.logprobs, np.float32))
         if self.entropies is not None:
             object.__setattr__(self, "entropies", frozen_array(self.entropies, np.float32))
-        _check_aligned("segment", len(self.token_ids), logprobs=self.logprobs, entropies=self.entropies)
+        if self.routes is not None:
+            object.__setattr__(self, "routes", frozen_routes(self.routes))
+        _check_aligned("segment", len(self.token_ids), logprobs=self.logprobs, entropies=self.entropies, routes=self.routes)
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -96,6 +101,7 @@ class Sample:
         loss_mask: bool (T,), True where the policy may be trained.
         spans: cover [0, T) without gaps; versions of sampled spans do not decrease.
         entropies: float32 (T,) or None.
+        routes: (T, layers, k) or None, as those of a segment.
         stop: why the sample ended; None while it may go on.
         parent: where it was forked from; None for a root.
 
@@ -113,6 +119,7 @@ class Sample:
     entropies: Floats | None = None
     stop: Stop | None = None
     parent: Parent | None = None
+    routes: Routes | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token_ids", frozen_array(self.token_ids, np.int32))
@@ -120,34 +127,45 @@ class Sample:
         object.__setattr__(self, "loss_mask", frozen_array(self.loss_mask, np.bool_))
         if self.entropies is not None:
             object.__setattr__(self, "entropies", frozen_array(self.entropies, np.float32))
+        if self.routes is not None:
+            object.__setattr__(self, "routes", frozen_routes(self.routes))
         self._check()
 
     def _check(self) -> None:
-        where, length = str(self.id), len(self.token_ids)
+        length = len(self.token_ids)
         _check_aligned(
-            where, length, behaviour_logprobs=self.behaviour_logprobs, loss_mask=self.loss_mask, entropies=self.entropies
+            self.id,
+            length,
+            behaviour_logprobs=self.behaviour_logprobs,
+            loss_mask=self.loss_mask,
+            entropies=self.entropies,
+            routes=self.routes,
         )
         if length > self.spec.max_new_tokens:
             raise DataError(
-                "a response is longer than its budget", where=where, got=length, expected=f"<= {self.spec.max_new_tokens}"
+                "a response is longer than its budget",
+                where=str(self.id),
+                got=length,
+                expected=f"<= {self.spec.max_new_tokens}",
             )
-        if not np.isfinite(self.behaviour_logprobs).all() or (length and float(self.behaviour_logprobs.max()) > 1e-4):
-            raise DataError("a behaviour log-prob is not a log-prob", where=where, expected="finite and <= 0")
+        logprobs = self.behaviour_logprobs if self.behaviour_logprobs.strides != (0,) else self.behaviour_logprobs[:1]
+        if length and (not np.isfinite(logprobs).all() or float(logprobs.max()) > 1e-4):
+            raise DataError("a behaviour log-prob is not a log-prob", where=str(self.id), expected="finite and <= 0")
         end, newest = 0, NO_VERSION
         for span in self.spans:
             if span.start != end or span.end <= span.start:
-                raise DataError("spans do not cover the response without gaps", where=where, got=self.spans)
+                raise DataError("spans do not cover the response without gaps", where=str(self.id), got=self.spans)
             if span.origin == "environment" and self.loss_mask[span.start : span.end].any():
                 raise DataError(
-                    "tokens of an environment cannot be trained on", where=where, got=span, expected="loss_mask False"
+                    "tokens of an environment cannot be trained on", where=str(self.id), got=span, expected="loss_mask False"
                 )
             if span.origin == "sampled":
                 if span.version < newest:
-                    raise DataError("versions decrease along a response", where=where, got=self.spans)
+                    raise DataError("versions decrease along a response", where=str(self.id), got=self.spans)
                 newest = span.version
             end = span.end
         if end != length:
-            raise DataError("spans do not cover the response", where=where, got=f"spans to {end}", expected=f"{length}")
+            raise DataError("spans do not cover the response", where=str(self.id), got=f"spans to {end}", expected=f"{length}")
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -186,13 +204,15 @@ class Sample:
         spans = self.spans
         if spans and spans[-1]._replace(start=0, end=0) == span._replace(start=0, end=0):
             span, spans = span._replace(start=spans[-1].start), spans[:-1]
+        simulated = segment.token_ids.strides == (0,)
         return replace(
             self,
-            token_ids=np.concatenate([self.token_ids, segment.token_ids]),
-            behaviour_logprobs=np.concatenate([self.behaviour_logprobs, segment.logprobs]),
-            loss_mask=np.concatenate([self.loss_mask, np.ones(len(segment), np.bool_)]),
+            token_ids=_appended(self.token_ids, segment.token_ids),
+            behaviour_logprobs=_appended(self.behaviour_logprobs, segment.logprobs),
+            loss_mask=_appended(self.loss_mask, repeated(_TRUE, len(segment)) if simulated else np.ones(len(segment), np.bool_)),
             spans=(*spans, span),
             entropies=_joined(self, segment),
+            routes=joined_routes(self.routes, segment.routes, (start, len(segment)), self.id),
         )
 
     def finished(self, stop: Stop) -> Sample:
@@ -224,7 +244,25 @@ class Sample:
             spans=spans,
             entropies=None if self.entropies is None else self.entropies[:position],
             parent=Parent(self.id, position),
+            routes=None if self.routes is None else self.routes[:position],
         )
+
+
+_TRUE = np.ones(1, np.bool_)
+
+
+def repeated(value: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+    """The first element of `value`, `length` times, in the memory of one (stride 0): what simulated engines report."""
+    out: npt.NDArray[Any] = np.ndarray((length,), value.dtype, value[:1], 0, (0,))
+    out.flags.writeable = False
+    return out
+
+
+def _appended(before: npt.NDArray[Any], after: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Both in one array; a number that is only repeated goes on taking no memory."""
+    if after.strides == (0,) and (len(before) == 0 or (before.strides == (0,) and before[0] == after[0])):
+        return repeated(after, len(before) + len(after))
+    return np.concatenate([before, after])
 
 
 def _joined(sample: Sample, segment: Segment) -> Floats | None:
@@ -234,7 +272,7 @@ def _joined(sample: Sample, segment: Segment) -> Floats | None:
     return np.concatenate([before, segment.entropies])
 
 
-def _check_aligned(where: str, length: int, **columns: npt.NDArray[np.generic] | None) -> None:
+def _check_aligned(where: object, length: int, **columns: npt.NDArray[np.generic] | None) -> None:
     for name, column in columns.items():
         if column is not None and len(column) != length:
             raise DataError(

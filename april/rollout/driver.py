@@ -15,9 +15,11 @@ elsewhere. So overlap of rollout and training is the schedule's choice, not a se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
+from april.config.limits import LimitsConfig
 from april.core.clock import Clock
 from april.core.errors import EngineError, Interrupted, RolloutError, StallError
 from april.core.event import Broken, Event, Finished, Judged, Parked, Progressed, Source, Updated
@@ -25,17 +27,29 @@ from april.core.group import Batch, Failure, Group
 from april.core.ids import GroupId, SampleId, Version
 from april.core.prompt import Prompt
 from april.core.sample import Sample
-from april.core.sampling import SamplingSpec
+from april.core.sampling import AdaptiveTemperature, SamplingSpec
 from april.engines.base import Engine, UpdateMode, Weights
+from april.rollout.driver_view import DriverView
+from april.rollout.group_state import GroupState
 from april.rollout.measure import LengthMeter
-from april.rollout.pool import GroupState, Pool
+from april.rollout.policies import LossPolicy
+from april.rollout.pool import WAITING, Pool
+from april.rollout.temperature import TemperatureRule
 from april.rollout.view import Memo, Plan, Schedule, Status
+from april.rollout.waits import Patience, StageTimes, busy_elsewhere, report, wait_for_next
+from april.rollout.watch import Watch, look_at, member_budgets
+from april.rollout.windows import Windows
 
 MAX_PLANS_PER_TURN = 10_000
 MAX_FAILED_BATCHES = 4
 """A run ends when this many batches' worth of groups in succession had too few rewards: the reward or the engine is broken."""
 MAX_FRUITLESS_BATCHES = 64
 """The same for groups that were dropped for any reason, the filters' included."""
+MODE_HINTS = {
+    "next_request": "this needs an engine that serves several versions at once; with one set of weights, multi_version takes "
+    'schedule.update_mode = "drain"',
+    "rolling": "this needs an engine of several workers; with one, use schedule.type = bounded_async",
+}
 GroupFilter = Callable[[Group], str | None]
 """Why a complete group is dropped, or None to keep it."""
 
@@ -83,6 +97,9 @@ class Driver:
         group_filters: applied in order to each complete group.
         min_rewarded: a group with fewer rewarded members is dropped as failed.
         max_retries: how often a sample may lose its engine before it fails.
+        limits: deadlines, and what becomes of samples that a stage has failed; None waits for ever.
+        temperatures: how those of samples that are issued follow the entropies of the last batch.
+        watches: set budgets at issue, and end samples early as their tokens and their siblings' outcomes come.
         after_turn: called when the events of a turn have been applied and planned for: the journal's flush.
         should_stop: asked while a batch is being made; True ends `next_batch` with `Interrupted`.
     """
@@ -104,6 +121,9 @@ class Driver:
         group_filters: Sequence[GroupFilter] = (),
         min_rewarded: int = 1,
         max_retries: int = 3,
+        limits: LimitsConfig | None = None,
+        watches: Sequence[Watch] = (),
+        temperatures: TemperatureRule = TemperatureRule(),
         watcher: Watcher | None = None,
         after_turn: Callable[[], None] = lambda: None,
         should_stop: Callable[[], bool] = lambda: False,
@@ -113,7 +133,14 @@ class Driver:
         self.pool = pool or Pool()
         self.sources: tuple[Source, ...] = (engine, rewards, *sources)
         self.group_filters, self.min_rewarded, self.max_retries = group_filters, min_rewarded, max_retries
+        self.limits, self.policy = limits, LossPolicy(limits, max_retries)
+        self.retries_publish = limits is not None and limits.on_late_publish == "retry"
+        self.quiet = Patience(clock, None if limits is None else limits.quiet_s)
+        self.times, self.num_events = StageTimes(clock), 0
         self.watcher, self.after_turn, self.should_stop = watcher, after_turn, should_stop
+        check_update_mode(schedule, engine)
+        self.watches, self._seen, self.temperatures = tuple(watches), dict[SampleId, None](), temperatures
+        self.windows = Windows(engine.caps)
         self.memo: Memo = {}
         self.version: Version = engine.load().version
         self.emitted_steps = 0
@@ -134,6 +161,7 @@ class Driver:
             StallError: when no source can bring anything and the schedule asks for nothing.
             Interrupted: when `should_stop` says so; call again to go on.
         """
+        self.quiet.begin()
         self._plan()
         self.after_turn()
         while self._batch is None:
@@ -145,6 +173,7 @@ class Driver:
 
     def wait_for_update(self) -> Updated:
         """Run until the trainer reports that the emitted batch has been used; rollouts go on if the schedule lets them."""
+        self.quiet.begin()
         self._plan()  # what the schedule starts beside the update, it starts now
         self.after_turn()
         while self._updated is None:
@@ -155,8 +184,11 @@ class Driver:
     def publish(self, weights: Weights, version: Version, mode: UpdateMode) -> None:
         """Give the engine new weights and wait until it serves them; a sample never mixes versions unseen."""
         self.engine.update_weights(weights, version, mode)
+        late = Patience(self.clock, None if self.limits is None else self.limits.publish_s)
         while self.engine.load().version != version:
             self._turn()
+            if late.ended(self._progress):
+                self._give_up_engine(f"did not serve version {version}", retry=self.retries_publish)
         self.version = version
 
     def park_all(self) -> None:
@@ -178,18 +210,19 @@ class Driver:
     # -- one turn -----------------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        times = [time_s for source in self.sources if (time_s := source.ready_at()) is not None]
-        if not times:
-            raise self._stall()
-        self.clock.wait_until(min(times))
+        if not wait_for_next(self.clock, self.sources):
+            raise self._stall("nothing is pending")
         for source in self.sources:
             for event in source.poll():
                 self._apply(event)
+        if self.quiet.ended(self._progress) and not busy_elsewhere(self.sources):
+            raise self._stall(f"nothing has happened for {self.quiet.limit_s:g} s")
         self.pool.ledger.check()
         self._plan()
         self.after_turn()
 
     def _plan(self) -> None:
+        self._watch()
         for _ in range(MAX_PLANS_PER_TURN):
             plan, self.memo = self.schedule.plan(DriverView(self), self.memo)
             if not plan:
@@ -204,39 +237,82 @@ class Driver:
             expected="an empty plan on an unchanged view",
         )
 
+    def _watch(self) -> None:
+        """Carry out what the watches say of the samples that had news."""
+        if not self._seen:
+            return
+        seen, self._seen = list(self._seen), {}
+        if plan := look_at(self.watches, self.pool, seen):
+            self._execute(plan)
+
     def _execute(self, plan: Plan) -> None:
         for group, reason in plan.evict:
             self.pool.drop(group, Status.EVICTED, reason)
-        if plan.park:
-            self.engine.abort(plan.park)
-            self._confirm_parked(plan.park)
+        if parked := (*plan.park, *self._running_of(plan)):
+            self.engine.abort(parked)
+            self._confirm_parked(parked)
+        self._end(plan)
+        if plan.restart:
+            self.pool.restart(plan.restart)
         if plan.emit:
             self._emit(plan.emit, plan.max_token_lag)
         if plan.issue:
-            self._issue(plan.issue)
+            self._issue(plan.issue, plan.extra_samples)
         if plan.start:
+            self.times.started(plan.start)
             if self.watcher:
                 self.watcher.on_start(plan.start, self.clock.now())
-            self.engine.submit(self.pool.start(plan.start, self.version))
+            self.engine.submit(self.windows.opened(self.pool.start(plan.start, self.version), plan.window_tokens))
+
+    def _running_of(self, plan: Plan) -> list[SampleId]:
+        """Samples in the engine that a plan ends."""
+        ended = (*plan.stop, *(sample for sample, _ in plan.cut))
+        return [sample for sample in ended if sample in self.pool.running]
+
+    def _end(self, plan: Plan) -> None:
+        """End samples that are out of the engine; one that finished by itself in the meantime is left alone."""
+        for sample in plan.stop:
+            if self.pool.status.get(sample) is Status.PARKED:
+                stopped = self.pool.stop(sample)
+                self.lengths.finished(len(stopped))
+                self.rewards.submit(stopped)
+        for sample, reason in plan.cut:
+            if self.pool.status.get(sample) in WAITING:
+                self._settle(self.pool.fail(sample, reason))
 
     def _confirm_parked(self, samples: Sequence[SampleId]) -> None:
         """Take events until every sample is out of the engine: an abort is a request until its event has come."""
-        wanted = set(samples)
-        while wanted & self.pool.running.keys():
-            if (ready_s := self.engine.ready_at()) is None:
+        wanted, late = set(samples), Patience(self.clock, None if self.limits is None else self.limits.park_s)
+        while left := wanted & self.pool.running.keys():
+            if not wait_for_next(self.clock, (self.engine,)):
                 raise EngineError(
                     "an engine did not confirm an abort",
                     got=f"{self.engine.load().running} running",
                     expected="one event for each sample",
                 )
-            self.clock.wait_until(ready_s)
             for event in self.engine.poll():
                 self._apply(event)
+            if late.ended(left.__len__):
+                self._give_up_engine(f"did not let go of {len(left)} samples that were stopped", retry=True)
 
-    def _issue(self, count: int) -> None:
+    def _progress(self) -> tuple[int, int]:
+        """What changes whenever something happens: events so far, and tokens."""
+        return self.num_events, self.engine.load().generated_tokens
+
+    def _give_up_engine(self, why: str, *, retry: bool) -> None:
+        """Restart an engine that can be restarted, once a call; else end the run with what is known."""
+        if retry and hasattr(self.engine, "restart"):
+            self.engine.restart(f"was killed: it {why}")
+            return
+        told = report(self.pool, self.sources, self.times, self.clock.now())
+        raise EngineError(f"engine {self.engine.name} {why} in time", where="limits", got=told)
+
+    def _issue(self, count: int, extra_samples: int = 0) -> None:
         taken = self.prompts.next(count, self.pool.is_open)
+        size, wanted = self.group_size + extra_samples, self.group_size if extra_samples else None
         for epoch, prompt in taken:
-            self.pool.issue(epoch, prompt, self.spec, self.group_size)
+            budgets = member_budgets(self.watches, prompt, self.spec, size)
+            self.pool.issue(epoch, prompt, self.spec, size, wanted=wanted, budgets=budgets)
         self.pool.listener("cursor", {"state": self.prompts.state_dict()})
         if len(taken) < count:
             self._blocked_at = len(self.pool.groups)
@@ -250,19 +326,28 @@ class Driver:
         self.emitted_steps += 1
         self.tokens_at_cut = self.engine.load().generated_tokens
         self.groups_out = len(groups)
+        self.adapt(self.temperatures.measured(groups) or self.spec.adaptive)
         for group in groups:
             for sample, _ in group.rewarded:
                 self.lengths.delivered(len(sample))
         return batch
 
+    def adapt(self, adaptive: AdaptiveTemperature | None) -> None:
+        """Samples that are issued from now on have these temperatures."""
+        self.spec = replace(self.spec, adaptive=adaptive)
+
     # -- events -------------------------------------------------------------------------------------------------------
 
     def _apply(self, event: Event) -> None:
+        event = self.windows.closed(event, self.pool)
+        self.num_events += 1
+        self.times.on_event(event)
         if self.watcher:
             self.watcher.on_event(event)
         match event:
             case Progressed():
                 self.pool.progress(event.id, event.segment)
+                self._news(event.id)
             case Parked():
                 self.pool.park(event.id, event.segment)
             case Finished():
@@ -271,14 +356,23 @@ class Driver:
                 self.rewards.submit(sample)
             case Broken():
                 self._retry_or_fail(event)
+            case Judged() if self.policy.judge_again(event):
+                self.rewards.submit(self.pool[event.id])
             case Judged():
-                self._settle(self.pool.judge(event.id, event.outcome))
+                state = self.pool.judge(event.id, event.outcome)
+                self._settle(state)
+                self._news(*(state.id.member(member) for member in state.unfinished))
             case Updated():
                 self.pool.trained()
                 self._updated = event
 
+    def _news(self, *samples: SampleId) -> None:
+        """Remember what the watches have to look at when the events of this turn have been applied."""
+        if self.watches:
+            self._seen |= dict.fromkeys(samples)
+
     def _retry_or_fail(self, event: Broken) -> None:
-        if self.pool.losses(event.id) < self.max_retries:
+        if self.policy.generate_again(event, self.pool.losses(event.id)):
             self.pool.lose(event.id)
         else:
             self._settle(self.pool.fail(event.id, event.reason))
@@ -324,87 +418,31 @@ class Driver:
         self._blocked_at = None
         return max(0, (self.steps - self.emitted_steps) * self.groups_per_step - len(self.pool.groups))
 
-    def _stall(self) -> StallError:
+    def _stall(self, why: str) -> StallError:
         pending = [f"{source.name}: {what}" for source in self.sources for what in source.pending()]
         pool = self.pool
         state = f"{pool.num_running} running, {len(pool.ready)} of {self.groups_per_step} groups ready, {len(pool.groups)} open"
+        told = "; ".join([state, *pending, f"ends: {dict(pool.ledger.reasons)}"])
         return StallError(
-            f"step {self.emitted_steps} cannot be completed: nothing is pending",
-            got="; ".join([state, *pending, f"ends: {dict(pool.ledger.reasons)}"]),
+            f"step {self.emitted_steps} cannot be completed: {why}",
+            got=told + report(pool, self.sources, self.times, self.clock.now()),
             expected="an engine, reward or trainer that will report something",
             hint="is the data set smaller than a batch, or does a filter drop every group? `april train RECIPE --dry-run` tells",
         )
 
 
-class DriverView:
-    """The `View` of a driver's pool."""
+def check_update_mode(schedule: Schedule, engine: Engine) -> None:
+    """Refuse a schedule whose way of taking new weights the engine lacks.
 
-    __slots__ = ("_driver", "_pool")
-
-    def __init__(self, driver: Driver) -> None:
-        self._driver, self._pool = driver, driver.pool
-
-    @property
-    def version(self) -> Version:
-        return self._driver.version
-
-    @property
-    def updating(self) -> bool:
-        return self._driver.emitted_steps > self._driver.version
-
-    @property
-    def groups_per_step(self) -> int:
-        return self._driver.groups_per_step
-
-    @property
-    def group_size(self) -> int:
-        return self._driver.group_size
-
-    @property
-    def issuable(self) -> int:
-        return self._driver.issuable()
-
-    @property
-    def num_groups(self) -> int:
-        return len(self._pool.groups)
-
-    @property
-    def num_active_groups(self) -> int:
-        return self._pool.num_active_groups
-
-    @property
-    def num_ready_groups(self) -> int:
-        return len(self._pool.ready)
-
-    @property
-    def num_training_groups(self) -> int:
-        return self._driver.groups_out if self.updating else 0
-
-    @property
-    def num_running(self) -> int:
-        return self._pool.num_running
-
-    @property
-    def step_tokens(self) -> int:
-        return self._driver.engine.load().generated_tokens - self._driver.tokens_at_cut
-
-    def waiting_groups(self, limit: int | None = None) -> tuple[GroupId, ...]:
-        return self._pool.waiting_groups(limit)
-
-    def waiting_samples(self, group: GroupId) -> tuple[SampleId, ...]:
-        return self._pool.waiting_samples(group)
-
-    def running_samples(self) -> tuple[SampleId, ...]:
-        return self._pool.running_samples()
-
-    def ready_groups(self, limit: int | None = None) -> tuple[GroupId, ...]:
-        return tuple(self._pool.ready)[:limit]
-
-    def is_active(self, group: GroupId) -> bool:
-        return self._pool.groups[group].active
-
-    def is_ready(self, group: GroupId) -> bool:
-        return group in self._pool.ready
-
-    def groups_by_version(self) -> Mapping[Version, tuple[GroupId, ...]]:
-        return self._pool.groups_by_version()
+    Raises:
+        RolloutError: naming both.
+    """
+    mode = getattr(schedule, "update_mode", "drain")
+    if mode not in engine.caps.update_modes:
+        raise RolloutError(
+            "the engine cannot take new weights as the schedule needs",
+            where=f"schedule.type, engine {engine.name}",
+            got=f"{type(schedule).__name__} with update mode {mode!r}",
+            expected=f"one of {', '.join(sorted(engine.caps.update_modes))}",
+            hint=MODE_HINTS.get(mode),
+        )

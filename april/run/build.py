@@ -17,9 +17,12 @@ from april.checkpoint.journal import Journal
 from april.checkpoint.store import CheckpointStore
 from april.config.recipe import Recipe
 from april.config.resolve import Resolved
+from april.config.schema import Config
 from april.core.clock import Clock, WallClock
 from april.core.errors import ModelError
 from april.core.sampling import SamplingSpec
+from april.distributed.remote_trainer import RemoteTrainer
+from april.distributed.shared_weights import WeightBuffer
 from april.engines.base import Engine
 from april.models.policy import Policy
 from april.rewards.base import Verifier
@@ -27,8 +30,10 @@ from april.rewards.build import build_reward
 from april.rewards.runner import RewardRunner
 from april.rollout.driver import Driver, Watcher
 from april.rollout.pool import Pool
+from april.rollout.temperature import TemperatureRule
 from april.run.checks import Finding, check_data, check_disk, check_gold_answers, check_recipe, min_rewarded
 from april.run.data import Data, load_data, verifier_of
+from april.run.processes import any_child, in_child, remote_engine, remote_trainer, share_weights, threads_of
 from april.selection.sampler import PromptSampler
 from april.text.tokenizer import Tokenizer
 from april.training.single import Trainer
@@ -41,6 +46,8 @@ class Parts:
     """Everything a run is made of, wired up and not yet started.
 
     Attributes:
+        policy: as loaded; a trainer in another process has one of its own.
+        buffer: weights in memory shared with other processes; None where there are none.
         findings: what the checks found, for the dry run.
     """
 
@@ -53,17 +60,25 @@ class Parts:
     data: Data
     verifier: Verifier
     engine: Engine
-    trainer: Trainer
+    trainer: Trainer | RemoteTrainer
     prompts: PromptSampler
     pool: Pool
     driver: Driver
     store: CheckpointStore
+    buffer: WeightBuffer | None = None
     findings: list[Finding] = field(default_factory=list)
 
     @property
     def num_parameters(self) -> int:
         """Trainable numbers."""
         return sum(parameter.numel() for parameter in self.policy.module.parameters())
+
+    def close(self) -> None:
+        """End every process of the run."""
+        self.driver.rewards.close()
+        self.engine.close()
+        if isinstance(self.trainer, RemoteTrainer):
+            self.trainer.close()
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -101,7 +116,7 @@ def load_policy(recipe: Recipe, path: str | None = None) -> tuple[Policy, Tokeni
     name = model_path(path or recipe.model.path)
     device = device_of(recipe.model.device)
     _check_folder(name)
-    torch.set_num_threads(recipe.model.threads or torch.get_num_threads())
+    torch.set_num_threads(threads_of(recipe) if recipe.model.threads or any_child(recipe) else torch.get_num_threads())
     tokenizer = Tokenizer.load(name)
     policy = Policy.load(
         name,
@@ -151,7 +166,23 @@ def sampling_spec(recipe: Recipe, tokenizer: Tokenizer) -> SamplingSpec:
 def build_engine(recipe: Recipe, policy: Policy, tokenizer: Tokenizer, clock: Clock) -> Engine:
     """The engine of a recipe, with a copy of the policy's weights."""
     make = registry.builder("engine", recipe.engine.type)
-    return make(policy.module, tokenizer=tokenizer, clock=clock, config=recipe.engine)  # type: ignore[no-any-return]
+    return make(policy.module, tokenizer=tokenizer, clock=clock, config=_engine_config(recipe))  # type: ignore[no-any-return]
+
+
+def _engine_config(recipe: Recipe) -> Config:
+    """The engine's options, with what they take from the run where they leave it out."""
+    noise = getattr(recipe.engine, "noise", None)
+    if noise is None:
+        return recipe.engine
+    seed = recipe.seed if noise.seed is None else noise.seed
+    own = noise.model_copy(update={"total_steps": noise.total_steps or recipe.steps, "seed": seed})
+    return recipe.engine.model_copy(update={"noise": own})
+
+
+def build_trainer(recipe: Recipe, policy: Policy, clock: Clock) -> Trainer:
+    """The trainer of a recipe, with whatever further models its algorithm reads."""
+    reference = load_policy(recipe, recipe.model.reference)[0] if "reference" in recipe.algorithm.requires else None
+    return Trainer(policy, recipe.algorithm, recipe.training, reference=reference, clock=clock, total_steps=recipe.steps)
 
 
 def build(
@@ -176,10 +207,10 @@ def build(
     findings = check_recipe(recipe)
     policy, tokenizer = load_policy(recipe)
     data, verifier = _checked_data(recipe, policy, tokenizer, reward, findings)
-    reference = load_policy(recipe, recipe.model.reference)[0] if "reference" in recipe.algorithm.requires else None
-    engine = build_engine(recipe, policy, tokenizer, clock)
-    trainer = Trainer(policy, recipe.algorithm, recipe.training, reference=reference, clock=clock, total_steps=recipe.steps)
-    prompts, pool = PromptSampler(data.train, recipe.seed), Pool()
+    store = CheckpointStore(folder / "checkpoints", recipe.checkpoint.keep)
+    buffer = share_weights(recipe, policy)
+    engine, trainer = _engine_and_trainer(recipe, policy, tokenizer, clock, buffer, store)
+    prompts, pool = PromptSampler(data.train, recipe.seed, recipe.batch.together), Pool()
     rewards = RewardRunner(verifier, tokenizer.decode, clock, recipe.scoring.timeout_s, recipe.scoring.workers)
     driver = Driver(
         clock=clock,
@@ -193,7 +224,6 @@ def build(
         should_stop=should_stop,
         **driver_options(recipe),
     )
-    store = CheckpointStore(folder / "checkpoints", recipe.checkpoint.keep)
     parts = Parts(
         recipe,
         resolved,
@@ -209,10 +239,25 @@ def build(
         pool,
         driver,
         store,
+        buffer,
         findings,
     )
     findings.append(check_disk(folder, parts.num_parameters, recipe.checkpoint.keep))
     return parts
+
+
+def _engine_and_trainer(
+    recipe: Recipe, policy: Policy, tokenizer: Tokenizer, clock: WallClock, buffer: WeightBuffer | None, store: CheckpointStore
+) -> tuple[Engine, Trainer | RemoteTrainer]:
+    """Each in the process that the recipe gives it."""
+    engine: Engine
+    if buffer is not None and in_child(recipe, "engine"):
+        engine = remote_engine(recipe, clock, buffer)
+    else:
+        engine = build_engine(recipe, policy, tokenizer, clock)
+    if buffer is not None and in_child(recipe, "trainer"):
+        return engine, remote_trainer(recipe, clock, buffer, store.latest)
+    return engine, build_trainer(recipe, policy, clock)
 
 
 def _checked_data(
@@ -236,6 +281,10 @@ def driver_options(recipe: Recipe) -> dict[str, Any]:
         "steps": recipe.steps,
         "group_filters": (partial(first_reason, recipe.algorithm.filter),),
         "min_rewarded": min_rewarded(recipe),
+        "max_retries": recipe.limits.sample_losses,
+        "limits": recipe.limits,
+        "watches": [registry.builder("watch", watch.type)(watch) for watch in recipe.watch.values()],
+        "temperatures": TemperatureRule(recipe.sampling.adaptive_temperature, recipe.sampling.adaptive_quantile),
     }
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from april import registry
-from april.algorithms.check import GROUP_ESTIMATORS, RunFacts, check
+from april.algorithms.check import RunFacts, check, remarks
 from april.config.recipe import Recipe
+from april.config.schema import Config
 from april.core.errors import DataError, ModelError, RecipeError, ResourceError
 from april.core.group import Failure
 from april.core.prompt import Prompt
 from april.rewards.base import Verifier
+from april.rewards.generative import JudgeReward
 from april.rewards.judge import check_gold, judge_gold
 from april.run.data import Data
 from april.text.tokenizer import Tokenizer
@@ -34,6 +36,25 @@ class Finding:
 
 def check_recipe(recipe: Recipe) -> list[Finding]:
     """What the recipe alone can contradict: batch arithmetic, algorithm against schedule and sampling."""
+    facts = run_facts(recipe)
+    check(recipe.algorithm, facts)
+    check_judges(recipe)
+    samples = recipe.batch.groups_per_step * recipe.batch.group_size
+    if recipe.training.num_optimizer_steps > recipe.batch.groups_per_step:
+        raise RecipeError(
+            "a batch cannot be cut into more mini-batches than it has groups",
+            where="training.num_optimizer_steps, batch.groups_per_step",
+            got=f"{recipe.training.num_optimizer_steps} > {recipe.batch.groups_per_step}",
+            hint="lower the one or raise the other",
+        )
+    shape = f"{recipe.batch.groups_per_step} groups x {recipe.batch.group_size} = {samples} samples per update"
+    detail = f"{shape}, {recipe.steps} updates"
+    columns = f"columns {', '.join(sorted(recipe.algorithm.requires))}"
+    return [Finding("batch", detail), Finding("algorithm", "; ".join([columns, *remarks(recipe.algorithm, facts)]))]
+
+
+def run_facts(recipe: Recipe) -> RunFacts:
+    """What the checks of an algorithm want to know of a recipe."""
     schedule = registry.builder("schedule", recipe.schedule.type)(recipe.schedule)
     facts = RunFacts(
         group_size=recipe.batch.group_size,
@@ -45,24 +66,47 @@ def check_recipe(recipe: Recipe) -> list[Finding]:
         top_k=recipe.sampling.top_k,
         max_new_tokens=recipe.sampling.max_new_tokens,
         num_optimizer_steps=recipe.training.num_optimizer_steps,
+        num_epochs=recipe.training.num_epochs,
+        interpolates=recipe.training.proximal == "interpolate",
+        together=recipe.batch.together,
     )
-    check(recipe.algorithm, facts)
-    samples = recipe.batch.groups_per_step * recipe.batch.group_size
-    if recipe.training.num_optimizer_steps > recipe.batch.groups_per_step:
-        raise RecipeError(
-            "a batch cannot be cut into more mini-batches than it has groups",
-            where="training.num_optimizer_steps, batch.groups_per_step",
-            got=f"{recipe.training.num_optimizer_steps} > {recipe.batch.groups_per_step}",
-            hint="lower the one or raise the other",
-        )
-    shape = f"{recipe.batch.groups_per_step} groups x {recipe.batch.group_size} = {samples} samples per update"
-    detail = f"{shape}, {recipe.steps} updates"
-    return [Finding("batch", detail), Finding("algorithm", f"columns {', '.join(sorted(recipe.algorithm.requires))}")]
+    bounds = [name for name in ("max_lag_steps", "delay_steps") if name in type(recipe.schedule).model_fields]
+    return replace(facts, keys=(*facts.keys, ("stale_tokens", f"schedule.{(*bounds, 'type')[0]}")))
+
+
+def check_judges(recipe: Recipe) -> None:
+    """A judge's request must end before the judgement that it is part of.
+
+    Raises:
+        RecipeError: a request may take longer than `scoring.timeout_s` allows for all of it.
+    """
+    for path, judge in judges_of(recipe.reward, "reward"):
+        if judge.url is not None and judge.timeout_s > recipe.scoring.timeout_s:
+            raise RecipeError(
+                "a judge's request may outlive the judgement that it is part of",
+                where=f"{path}.timeout_s, scoring.timeout_s",
+                got=f"{judge.timeout_s:g} s, {recipe.scoring.timeout_s:g} s",
+                expected="the whole judgement takes longer than one request",
+                hint=f"set scoring.timeout_s to {judge.timeout_s * (judge.retries + 1):g}, for {judge.retries} further attempts, "
+                f"or {path}.timeout_s to less than {recipe.scoring.timeout_s:g}",
+            )
+
+
+def judges_of(reward: object, path: str) -> Iterator[tuple[str, JudgeReward]]:
+    """Every judge in a reward, however deep, with its recipe path."""
+    if isinstance(reward, JudgeReward):
+        yield path, reward
+    elif isinstance(reward, Config):
+        for name in type(reward).model_fields:
+            yield from judges_of(getattr(reward, name), f"{path}.{name}")
+    elif isinstance(reward, Mapping):
+        for name, part in reward.items():
+            yield from judges_of(part, f"{path}.{name}")
 
 
 def min_rewarded(recipe: Recipe) -> int:
     """Members with a reward that a group needs to be of use: two where they are compared with each other."""
-    return 2 if recipe.algorithm.advantage.type in GROUP_ESTIMATORS else 1
+    return min(2, int(recipe.algorithm.advantage.min_group_size))
 
 
 def check_data(recipe: Recipe, data: Data, tokenizer: Tokenizer, context_tokens: int) -> list[Finding]:
@@ -85,6 +129,7 @@ def check_data(recipe: Recipe, data: Data, tokenizer: Tokenizer, context_tokens:
             expected=f"at most {context_tokens}",
             hint=f"set sampling.max_new_tokens to at most {max(1, context_tokens - longest)}, or shorten the prompts",
         )
+    _check_items(recipe, data.train)
     broken = tokenizer.round_trip(prompt.text for prompt in _probes(data.train))
     if broken:
         raise ModelError(
@@ -101,6 +146,23 @@ def check_data(recipe: Recipe, data: Data, tokenizer: Tokenizer, context_tokens:
         ),
         Finding("tokenizer", f"{min(NUM_PROBED, len(data.train))} prompts survive encoding and decoding"),
     ]
+
+
+def _check_items(recipe: Recipe, prompts: list[Prompt]) -> None:
+    """Numbers of the items that atoms read, and the one that keeps prompts together, are in the data."""
+    wanted = {f"algorithm.{path}": atom.needs for path, atom in recipe.algorithm.atoms()}
+    wanted["batch.together"] = {f"item.{recipe.batch.together}"} if recipe.batch.together is not None else set()
+    for path, columns in wanted.items():
+        for column in sorted(name for name in columns if name.startswith("item.")):
+            name = column.removeprefix("item.")
+            if not any(name in prompt.item for prompt in prompts):
+                raise DataError(
+                    "no problem of the data set has a number that is read",
+                    where=f"{path}, task",
+                    got=f"no {name!r} in any of {len(prompts)} items",
+                    expected=f"items with the field {name!r}",
+                    hint=f"add {name!r} to the data, or name another field in {path}",
+                )
 
 
 def check_gold_answers(recipe: Recipe, data: Data, verifier: Verifier, *, custom: bool = False) -> Finding:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from april.core.clock import readable
 from april.core.errors import EngineError, Interrupted
 from april.core.event import Broken, Finished, Parked, Progressed
 from april.core.group import Failure, Outcome, Reward
@@ -22,6 +23,9 @@ from april.observe.statistics import paired_difference, pass_at_k, wilson_interv
 from april.rewards.base import Verifier
 from april.rewards.judge import judge_all
 
+MAX_LOSSES = 3
+"""How often a sample of an evaluation may lose its engine."""
+WAIT_S = 0.5
 EVALUATION_SERIAL = -1
 """Group serial of evaluation samples: they have random streams of their own, the same at every evaluation."""
 
@@ -122,10 +126,10 @@ def evaluate(
     """
     if mode == "greedy":
         spec, num_samples = replace(spec, temperature=0.0, top_p=1.0, top_k=0), 1
-    version = engine.load().version
     ids = [GroupId(EVALUATION_SERIAL, 0, prompt.id).member(k) for prompt in prompts for k in range(num_samples)]
     samples = [Sample(id, prompt, spec) for id, prompt in zip(ids, (p for p in prompts for _ in range(num_samples)), strict=True)]
     finished = _generate(engine, samples, progress, should_stop)
+    version = engine.load().version
     outcomes = judge_all(verifier, finished, decode, timeout_s)
     shape = (len(prompts), num_samples)
     correct = np.array([isinstance(outcome, Reward) and outcome.correct for outcome in outcomes]).reshape(shape)
@@ -143,12 +147,13 @@ def _generate(
             "an engine that is generating cannot evaluate", got=f"{load.running} running, {load.waiting} waiting", expected="idle"
         )
     state: dict[SampleId, Sample] = {sample.id: sample for sample in samples}
-    unfinished = set(state)
+    unfinished, lost = set(state), dict[SampleId, int]()
     engine.submit(samples)
     while unfinished:
         if should_stop():
             _empty(engine, unfinished)
             raise Interrupted("an evaluation was asked to stop")
+        _wait(engine)
         for event in engine.poll():
             match event:
                 case Progressed() | Finished():
@@ -157,6 +162,9 @@ def _generate(
                     if isinstance(event, Finished):
                         state[event.id] = state[event.id].finished(event.stop)
                         unfinished.discard(event.id)
+                case Broken() if lost.setdefault(event.id, 0) < MAX_LOSSES:
+                    lost[event.id] += 1
+                    engine.submit([state[event.id]])  # with the tokens that were reported: the rest is drawn as before
                 case Parked() | Broken():
                     raise EngineError("an engine lost a sample of an evaluation", where=str(event.id), got=event)
                 case _:
@@ -169,7 +177,14 @@ def _empty(engine: Engine, samples: Collection[SampleId]) -> None:
     """Take the samples out of the engine and forget them."""
     engine.abort(list(samples))
     while engine.load().running or engine.load().waiting:
+        _wait(engine)
         engine.poll()
+
+
+def _wait(engine: Engine) -> None:
+    """Wait for an engine in another process to say something; one that computes in its `poll` is asked at once."""
+    if hasattr(engine, "waitables"):
+        readable(engine.waitables(), WAIT_S)
 
 
 def gain(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:

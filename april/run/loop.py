@@ -20,12 +20,13 @@ from april.checkpoint.journal import Journal
 from april.config.resolve import Resolved
 from april.core.errors import CheckpointError, DataError, Interrupted
 from april.core.group import Batch
-from april.core.metric import Metrics, values
+from april.core.metric import Metrics, Sum, values
 from april.core.random import stream_key
+from april.distributed.remote_trainer import RemoteTrainer
 from april.observe.report import write_report
 from april.observe.sinks import read_jsonl
 from april.observe.trace import write_trace
-from april.run.build import Parts, build, open_journal, sampling_spec
+from april.run.build import Parts, build, open_journal, run_folder, sampling_spec
 from april.run.evaluate import Evaluation, evaluate
 from april.run.resume import START, adopt_recipe, discard_run, restore, save_checkpoint
 from april.run.summary import summarise, write_summary
@@ -105,14 +106,20 @@ class Run:
         reward: Callable[..., Any] | None = None,
     ) -> None:
         self.stop, self.on_step = StopFlag(talk=quiet is not None), on_step
+        _check_folder(run_folder(resolved.recipe), resume)
         self.parts: Parts = build(resolved, reward=reward, should_stop=self.stop)
         parts, recipe = self.parts, resolved.recipe
-        _check_folder(parts.folder, resume)
         self.journal: Journal | None = None
         self._missed: list[tuple[Batch, Metrics]] = []
         self._changed: list[str] = []
+        if isinstance(parts.trainer, RemoteTrainer):
+            parts.trainer.start()
         if resume:
-            self.journal = restore(parts, lambda batch, metrics: self._missed.append((batch, metrics)))
+            try:
+                self.journal = restore(parts, lambda batch, metrics: self._missed.append((batch, metrics)))
+            except BaseException:
+                parts.close()
+                raise
             self._changed = adopt_recipe(parts)
         self.telemetry = Telemetry(
             parts.folder,
@@ -131,7 +138,13 @@ class Run:
             self.journal = open_journal(parts, START) if recipe.checkpoint.journal else None
 
     def run(self) -> Result:
-        """Train to the last step, or until asked to stop."""
+        """Train to the last step, or until asked to stop; no process of the run is left behind."""
+        try:
+            return self._run()
+        finally:
+            self.parts.close()
+
+    def _run(self) -> Result:
         parts, telemetry = self.parts, self.telemetry
         with self.stop.listening(), telemetry.view:
             for change in self._changed:
@@ -154,14 +167,19 @@ class Run:
         driver, seconds = parts.driver, {}
         with _timed(seconds, "rollout_s"), telemetry.timeline.span("driver", "rollout"):
             batch = driver.next_batch()
+        cut = parts.engine.load()
         with _timed(seconds, "train_s"), telemetry.timeline.span("trainer", "update"):
             parts.trainer.submit(batch)
             updated = driver.wait_for_update()
+            overlap_tokens = parts.engine.load().generated_tokens - cut.generated_tokens
         with _timed(seconds, "publish_s"), telemetry.timeline.span("driver", "publish"):
             driver.publish(parts.trainer.weights(), updated.version, driver.schedule.update_mode)
         if self.journal is not None:
             self.journal.flush(fsync=parts.recipe.checkpoint.fsync)
-        row = telemetry.row(batch, driver, values(updated.metrics), seconds, before)
+        learned = updated.metrics
+        if parts.buffer is not None:
+            learned = learned | parts.buffer.take_metrics() | {"overlap_tokens": Sum(overlap_tokens)}
+        row = telemetry.row(batch, driver, values(learned), seconds, before)
         telemetry.trained(batch, row)
         self.on_step(row)
         done, recipe = driver.emitted_steps, parts.recipe
@@ -202,8 +220,7 @@ class Run:
         self.telemetry.close()
         if self.journal is not None:
             self.journal.close()
-        parts.driver.rewards.close()
-        parts.engine.close()
+        parts.close()
         summary = summarise(folder, parts.pool.ledger.to_dict(), parts.pool.ledger.balanced)
         write_summary(folder, summary)
         if parts.recipe.observe.timeline:
@@ -278,5 +295,6 @@ def _check_folder(folder: Path, resume: bool) -> None:
 def overwrite(folder: Path) -> None:
     """Forget the run in a folder, so that a new one can begin there."""
     discard_run(folder)
-    for name in ("recipe.toml", "metrics.jsonl", "evaluations.jsonl", "transcripts.jsonl", "timeline.jsonl", "summary.json"):
+    records = ("metrics", "evaluations", "transcripts", "lengths", "timeline")
+    for name in ("recipe.toml", *(f"{record}.jsonl" for record in records), "summary.json"):
         (folder / name).unlink(missing_ok=True)

@@ -14,8 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from april.checkpoint.codec import decode_frames, encode
 from april.checkpoint.journal import Journal, Record, read_journal, rewrite_journal
 from april.checkpoint.store import step_of
@@ -38,8 +36,7 @@ def save_checkpoint(parts: Parts, journal: Journal | None) -> Journal | None:
     """
 
     def write(folder: Path) -> None:
-        parts.policy.save(folder / "model", parts.tokenizer.backend)
-        torch.save(parts.trainer.state_dict(), folder / "trainer.pt")
+        parts.trainer.save(folder, parts.tokenizer.backend)
         (folder / "rollout.bin").write_bytes(encode(_rollout_state(parts)))
 
     folder = parts.store.save(parts.driver.emitted_steps, write)
@@ -60,6 +57,7 @@ def _rollout_state(parts: Parts) -> dict[str, Any]:
         "pool": pool_state(parts.pool),
         "prompts": parts.prompts.state_dict(),
         "lengths": driver.lengths.state_dict(),
+        "adaptive": driver.spec.adaptive,
         "memo": dict(driver.memo),
         "emitted_steps": driver.emitted_steps,
         "version": driver.version,
@@ -95,10 +93,11 @@ def restore(parts: Parts, replayed: Replayed = lambda _batch, _metrics: None) ->
 
 def _load_checkpoint(parts: Parts, folder: Path) -> None:
     state = decode_frames((folder / "rollout.bin").read_bytes(), str(folder / "rollout.bin"), parts.data.by_id)[0]
-    parts.trainer.load_state_dict(torch.load(folder / "trainer.pt", map_location=parts.policy.device, weights_only=True))
+    parts.trainer.load(folder)
     load_pool_state(parts.pool, state["pool"])
     parts.prompts.load_state_dict(state["prompts"])
     parts.driver.lengths.load_state_dict(state["lengths"])
+    parts.driver.adapt(state.get("adaptive"))
     parts.driver.memo, parts.driver.emitted_steps = state["memo"], state["emitted_steps"]
     parts.driver.version = parts.trainer.version
     if not parts.trainer.version == state["version"] == step_of(folder):
@@ -137,7 +136,7 @@ def _replay(parts: Parts, records: list[Record], replayed: Replayed) -> Batch | 
             driver.version, batch = parts.trainer.version, None
         else:
             result = replay(parts.pool, name, arguments)
-            if name == "finish":
+            if name in ("finish", "stop"):
                 driver.lengths.finished(len(result))
             elif name == "emit":
                 batch = driver.take(result, arguments["max_token_lag"])

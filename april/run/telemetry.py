@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from april.algorithms.advice import notes
 from april.core.clock import Clock
 from april.core.event import Event, Finished, Judged, Parked
 from april.core.group import Batch, Group
@@ -24,6 +25,8 @@ from april.rollout.measure import describe_batch
 from april.rollout.view import Status
 from april.run.evaluate import Evaluation
 
+NOTE_EVERY_STEPS = 20
+"""Steps before the console says the same thing again."""
 _ENDS = (Status.TRAINED, Status.FILTERED, Status.EVICTED, Status.FAILED)
 
 
@@ -91,10 +94,12 @@ class Telemetry:
             sinks.append(TensorBoardSink(folder / "tensorboard"))
         self.metrics = Sinks(sinks)
         self.evaluations = JsonlSink(folder / "evaluations.jsonl")
+        self._lengths = JsonlSink(folder / "lengths.jsonl")
         every, self._transcripts = observe.transcripts_every_steps, JsonlSink(folder / "transcripts.jsonl")
         self.recorder = Recorder(self._transcripts, decode, num_groups=observe.transcript_groups, every=max(1, every))
         self.evaluation_recorder = Recorder(self._transcripts, decode, num_groups=3)
         self._record_transcripts = every > 0
+        self._noted: dict[str, int] = {}
         self.timeline = Timeline(folder / "timeline.jsonl" if observe.timeline else None, clock, offset_s=self.offset_s)
         self.watcher = TimelineWatcher(self.timeline)
         mode: Any = "silent" if quiet is None else "auto"
@@ -138,6 +143,11 @@ class Telemetry:
         self.timeline.counter("parked", row["parked_samples"])
         self.timeline.flush()
         self.view.step(row)
+        for kind, text in notes(row):
+            if batch.step - self._noted.get(kind, -NOTE_EVERY_STEPS) >= NOTE_EVERY_STEPS:
+                self._noted[kind] = batch.step
+                self.view.note(f"step {batch.step + 1}: {text}")
+        self._lengths.write_all([_lengths_of(batch.step, group) for group in batch.groups])
         if self._record_transcripts:
             self.recorder.record(batch.step, batch.groups, batch.version)
 
@@ -152,6 +162,8 @@ class Telemetry:
         issued = driver.lengths.issued_mean_tokens(np.array(open_lengths, np.int64))
         delivered = driver.lengths.delivered_mean_tokens
         generated, rollout_s = load.generated_tokens - before.generated_tokens, seconds.get("rollout_s", 0.0)
+        if "overlap_tokens" in learned:  # other processes: the engine can work all the time, not only while it is waited for
+            rollout_s = sum(seconds.values())
         counts = pool.ledger.counts
         self._tokens_generated += generated
         return {
@@ -187,3 +199,17 @@ class Telemetry:
         self.metrics.close()
         self.evaluations.close()
         self._transcripts.close()
+        self._lengths.close()
+
+
+def _lengths_of(step: int, group: Group) -> dict[str, Any]:
+    """How long the answers of a trained group were: what a simulation replays."""
+    return {
+        "step": step,
+        "serial": group.id.serial,
+        "epoch": group.id.epoch,
+        "prompt": group.id.prompt,
+        "prompt_tokens": len(group.prompt.token_ids),
+        "tokens": [len(sample) for sample in group.samples],
+        "stops": [sample.stop for sample in group.samples],
+    }

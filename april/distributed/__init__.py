@@ -1,0 +1,1 @@
+"""Parts of a run in processes of their own."""
