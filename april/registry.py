@@ -54,16 +54,17 @@ KINDS: dict[str, dict[str, Component]] = {
             "april.rollout.schedules.windowed:WindowedConfig", "april.rollout.schedules.windowed:WindowedSchedule"
         ),
         "tail_batching": Component(
-            "april.rollout.schedules.tail_batching:TailBatchingConfig", "april.rollout.schedules.tail_batching:TailBatchingSchedule"
+            "april.rollout.schedules.tail_batching:TailBatchingConfig",
+            "april.rollout.schedules.tail_batching:TailBatchingSchedule",
         ),
         "multi_version": Component(
-            "april.rollout.schedules.multi_version:MultiVersionConfig", "april.rollout.schedules.multi_version:MultiVersionSchedule"
+            "april.rollout.schedules.multi_version:MultiVersionConfig",
+            "april.rollout.schedules.multi_version:MultiVersionSchedule",
         ),
-        "rolling": Component(
-            "april.rollout.schedules.rolling:RollingConfig", "april.rollout.schedules.rolling:RollingSchedule"
-        ),
+        "rolling": Component("april.rollout.schedules.rolling:RollingConfig", "april.rollout.schedules.rolling:RollingSchedule"),
         "longest_first": Component(
-            "april.rollout.schedules.longest_first:LongestFirstConfig", "april.rollout.schedules.longest_first:LongestFirstSchedule"
+            "april.rollout.schedules.longest_first:LongestFirstConfig",
+            "april.rollout.schedules.longest_first:LongestFirstSchedule",
         ),
     },
     "watch": {

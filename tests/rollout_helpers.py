@@ -161,7 +161,8 @@ def _audit_groups(pool: Pool) -> None:
         active += bool(state.running or state.scoring)
         if state.waiting:
             waiting.append(group)
-        oldest = min((s.oldest_version for s in state.samples.values() if s.oldest_version is not None), default=None)
+        kept = [s for m, s in state.samples.items() if status[m] is not Status.FAILED]  # what fails is never trained
+        oldest = min((s.oldest_version for s in kept if s.oldest_version is not None), default=None)
         if oldest is None and len(state.waiting) == len(state.samples):
             assert state.oldest_version is None  # nothing was generated: no age
         if oldest is not None:
@@ -230,8 +231,8 @@ def run_steps(driver: Driver, steps: int | None = None) -> list[Batch]:
 
 
 def lag_of(batch: Batch, group: Group) -> int:
-    """The largest lag of any policy token of a group."""
-    return max((batch.version - s.oldest_version for s in group.samples if s.oldest_version is not None), default=0)
+    """The largest lag of any policy token of a group's members that have a reward."""
+    return max((batch.version - s.oldest_version for s, _ in group.rewarded if s.oldest_version is not None), default=0)
 
 
 def group_ids(batch: Batch) -> list[GroupId]:

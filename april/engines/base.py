@@ -17,7 +17,7 @@ from april.core.event import Event
 from april.core.ids import SampleId, Version
 from april.core.sample import Sample
 
-UpdateMode = Literal["drain", "recompute", "keep_kv"]
+UpdateMode = Literal["drain", "recompute", "keep_kv", "next_request", "rolling"]
 Weights = Mapping[str, Any]
 """Hugging Face parameter name -> tensor; the engine copies what it keeps."""
 
@@ -95,7 +95,9 @@ class Engine(Protocol):
     7. Children forked from a sample share its tokens and have their own random stream; the parent is untouched.
     8. `update_weights`: "drain" lets running samples finish on the old weights first and starts no waiting one before
        the swap; "recompute" reports what was sampled so far, swaps, and continues on KV made by the new weights;
-       "keep_kv" swaps and continues on the old KV (another sampler id).
+       "keep_kv" swaps and continues on the old KV (another sampler id). Engines that hold several versions may offer
+       "next_request" (running samples stay on their weights, later submissions get the new ones) and "rolling" (one
+       worker after the other drains and swaps; `load().version` is the new one when all have).
     9. Losing KV changes time, never tokens.
     10. Stop strings are matched on decoded text (of the whole response) and cut at a token boundary.
 

@@ -12,9 +12,9 @@ ENDS = frozenset({Status.TRAINED, Status.FILTERED, Status.EVICTED, Status.FAILED
 ALLOWED: dict[Status, frozenset[Status]] = {
     Status.FRESH: frozenset({Status.RUNNING, Status.EVICTED, Status.FAILED}),
     Status.RUNNING: frozenset({Status.PARKED, Status.SCORING, Status.FAILED}),
-    Status.PARKED: frozenset({Status.RUNNING, Status.EVICTED, Status.FAILED}),
+    Status.PARKED: frozenset({Status.RUNNING, Status.SCORING, Status.FRESH, Status.EVICTED, Status.FAILED}),
     Status.SCORING: frozenset({Status.READY, Status.FAILED}),
-    Status.READY: frozenset({Status.TRAINING, Status.FILTERED, Status.EVICTED, Status.FAILED}),
+    Status.READY: frozenset({Status.TRAINING, Status.FRESH, Status.FILTERED, Status.EVICTED, Status.FAILED}),
     Status.TRAINING: frozenset({Status.TRAINED}),
     **{end: frozenset() for end in ENDS},
 }
@@ -29,6 +29,7 @@ class Ledger:
         reasons: why samples were filtered, evicted or failed, with counts.
         parked_total: how often a running sample was parked.
         resumed_total: how often a parked sample was started again.
+        restarted_total: how often a sample gave up its tokens, to be generated again from nothing.
     """
 
     def __init__(self) -> None:
@@ -37,13 +38,14 @@ class Ledger:
         self.reasons: Counter[str] = Counter()
         self.parked_total = 0
         self.resumed_total = 0
+        self.restarted_total = 0
 
     def issue(self, num_samples: int) -> None:
         """Count new samples."""
         self.issued += num_samples
         self.counts[Status.FRESH] += num_samples
 
-    def move(self, before: Status, after: Status, reason: str = "", where: str = "") -> None:
+    def move(self, before: Status, after: Status, reason: str = "", where: object = "") -> None:
         """Count one sample's transition.
 
         Raises:
@@ -52,7 +54,7 @@ class Ledger:
         if after not in ALLOWED[before]:
             raise LedgerError(
                 "a sample made an impossible move",
-                where=where,
+                where=str(where),
                 got=f"{before} -> {after}",
                 expected=f"one of {sorted(ALLOWED[before])}",
             )
@@ -62,6 +64,7 @@ class Ledger:
             self.reasons[f"{after}: {reason}"] += 1
         self.parked_total += after is Status.PARKED
         self.resumed_total += before is Status.PARKED and after is Status.RUNNING
+        self.restarted_total += after is Status.FRESH
 
     @property
     def balanced(self) -> bool:
@@ -81,6 +84,7 @@ class Ledger:
             "reasons": dict(self.reasons),
             "parked_total": self.parked_total,
             "resumed_total": self.resumed_total,
+            "restarted_total": self.restarted_total,
         }
 
     def load_dict(self, state: dict[str, Any]) -> None:
@@ -89,3 +93,4 @@ class Ledger:
         self.counts = {status: int(state["counts"].get(str(status), 0)) for status in Status}
         self.reasons = Counter(state["reasons"])
         self.parked_total, self.resumed_total = int(state["parked_total"]), int(state["resumed_total"])
+        self.restarted_total = int(state.get("restarted_total", 0))

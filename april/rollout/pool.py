@@ -8,8 +8,6 @@ pool. The ledger is checked by the driver after each batch of events.
 
 from __future__ import annotations
 
-import bisect
-import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -20,54 +18,15 @@ from april.core.ids import GroupId, SampleId, Version
 from april.core.prompt import Prompt
 from april.core.sample import Sample, Segment, Stop
 from april.core.sampling import SamplingSpec
+from april.rollout.forecast import LengthSums
+from april.rollout.group_state import GroupState
 from april.rollout.ledger import Ledger
+from april.rollout.queues import Age, GroupsByAge, RankedGroups, SortedGroups
 from april.rollout.view import Status
 
 WAITING = (Status.FRESH, Status.PARKED)
+SPENT = (Status.PARKED, Status.READY)
 Listener = Callable[[str, dict[str, Any]], None]
-
-
-class GroupState:
-    """One open group: its members by status, and how old its tokens are."""
-
-    __slots__ = (
-        "id",
-        "losses",
-        "oldest_version",
-        "outcomes",
-        "prompt",
-        "ready",
-        "running",
-        "samples",
-        "scoring",
-        "spec",
-        "waiting",
-    )
-
-    def __init__(self, group: GroupId, prompt: Prompt, spec: SamplingSpec, size: int) -> None:
-        self.id, self.prompt, self.spec = group, prompt, spec
-        self.samples = {member: Sample(group.member(member), prompt, spec) for member in range(size)}
-        self.outcomes: dict[int, Outcome] = {}
-        self.waiting = set(range(size))
-        self.running: set[int] = set()
-        self.scoring: set[int] = set()
-        self.losses = dict.fromkeys(range(size), 0)
-        self.oldest_version: Version | None = None
-        self.ready = False
-
-    @property
-    def complete(self) -> bool:
-        """Whether every member has an outcome; derived, never stored."""
-        return len(self.outcomes) == len(self.samples)
-
-    @property
-    def active(self) -> bool:
-        return bool(self.running or self.scoring)
-
-    def to_group(self) -> Group:
-        """The finished group."""
-        members = sorted(self.samples)
-        return Group(self.id, tuple(self.samples[m] for m in members), tuple(self.outcomes[m] for m in members))
 
 
 class Pool:
@@ -82,12 +41,18 @@ class Pool:
         self.groups: dict[GroupId, GroupState] = {}
         self.status: dict[SampleId, Status] = {}
         self.next_serial = 0
-        self.num_active_groups = 0
+        self.num_active_groups = self.num_generating_groups = 0
+        self.num_kept_groups = self.num_dropped_groups = 0
+        self.lengths = LengthSums()
         self.training: dict[GroupId, Group] = {}
         self.ready: dict[GroupId, None] = {}
-        self._waiting: list[GroupId] = []
         self.running: dict[SampleId, None] = {}
-        self._by_version: dict[Version, dict[GroupId, None]] = defaultdict(dict)
+        self._waiting, self._restarted = SortedGroups(), SortedGroups()
+        self._unready, self._ready_by_age = SortedGroups(), SortedGroups()
+        self._interrupted: dict[GroupId, None] = {}
+        self._decided: dict[GroupId, None] = {}
+        self._longest = RankedGroups()
+        self._ages = GroupsByAge()
         self._open_prompts: dict[str, int] = defaultdict(int)
         self.listener: Listener = listener or (lambda _name, _arguments: None)
 
@@ -111,7 +76,46 @@ class Pool:
 
     def waiting_groups(self, limit: int | None = None) -> tuple[GroupId, ...]:
         """Groups with samples to start, the oldest first."""
-        return tuple(self._waiting[:limit])
+        return self._waiting.first(limit)
+
+    @property
+    def num_waiting_groups(self) -> int:
+        """Groups with samples to start."""
+        return len(self._waiting)
+
+    @property
+    def num_restarted_groups(self) -> int:
+        """Groups that were restarted and have no token yet."""
+        return len(self._restarted)
+
+    def restarted_groups(self, limit: int | None = None) -> tuple[GroupId, ...]:
+        """Groups that were restarted and have no token yet, the oldest first."""
+        return self._restarted.first(limit)
+
+    def interrupted_groups(self) -> tuple[GroupId, ...]:
+        """Groups in flight with samples to start: others of their members are active, or their engine was lost."""
+        return tuple(sorted(self._interrupted))
+
+    def longest_groups(self, limit: int | None = None) -> tuple[GroupId, ...]:
+        """Groups with samples to start: not begun, then without a forecast, then the longest forecast first."""
+        return self._longest.first(limit)
+
+    def decided_samples(self) -> tuple[SampleId, ...]:
+        """Unfinished spare members of groups that are decided."""
+        return tuple(group.member(member) for group in self._decided for member in self.groups[group].unfinished)
+
+    def spent_samples(self, group: GroupId) -> tuple[SampleId, ...]:
+        """Members that a restart would set back."""
+        members = (group.member(member) for member in self.groups[group].samples)
+        return tuple(sample for sample in members if self.status[sample] in SPENT)
+
+    def oldest_unready(self) -> GroupId | None:
+        """The first issued open group that is not ready."""
+        return next(iter(self._unready), None)
+
+    def num_ready_before(self, serial: int) -> int:
+        """Ready groups that were issued before this serial."""
+        return self._ready_by_age.num_before(serial)
 
     def waiting_samples(self, group: GroupId) -> tuple[SampleId, ...]:
         """Samples of a group that can be started, by member."""
@@ -123,17 +127,42 @@ class Pool:
 
     def groups_by_version(self) -> Mapping[Version, tuple[GroupId, ...]]:
         """Open groups with tokens, by the oldest version among them, ascending; groups of a version by age."""
-        return {version: tuple(sorted(groups)) for version, groups in sorted(self._by_version.items()) if groups}
+        return self._ages.by_version()
+
+    def ages(self) -> tuple[Age, ...]:
+        """How many open groups there are of each age, and how many of those are ready; the oldest first."""
+        return self._ages.ages()
+
+    def groups_of(self, version: Version) -> tuple[GroupId, ...]:
+        """Open groups whose oldest token is of this version, by age."""
+        return self._ages.of(version)
 
     # -- transitions --------------------------------------------------------------------------------------------------
 
-    def issue(self, epoch: int, prompt: Prompt, spec: SamplingSpec, size: int) -> GroupId:
-        """Create a group of `size` empty samples of a prompt that has no open group."""
+    def issue(
+        self,
+        epoch: int,
+        prompt: Prompt,
+        spec: SamplingSpec,
+        size: int,
+        *,
+        wanted: int | None = None,
+        budgets: tuple[int, ...] | None = None,
+    ) -> GroupId:
+        """Create a group of `size` empty samples of a prompt that has no open group.
+
+        Args:
+            wanted: members that must finish; the others are spare. None: all.
+            budgets: response tokens of each member, where they are below those of the spec.
+        """
         group = GroupId(self.next_serial, epoch, prompt.id)
         self.next_serial += 1
         self.ledger.issue(size)
-        self.add_group(GroupState(group, prompt, spec, size), [Status.FRESH] * size, None)
-        self.listener("issue", {"group": group, "prompt": prompt, "spec": spec, "size": size})
+        state = GroupState(group, prompt, spec, size, wanted=wanted, budgets=budgets)
+        self.add_group(state, [Status.FRESH] * size, None)
+        more = {"wanted": wanted, "budgets": budgets}
+        given = {name: value for name, value in more.items() if value is not None}
+        self.listener("issue", {"group": group, "prompt": prompt, "spec": spec, "size": size, **given})
         return group
 
     def add_group(self, state: GroupState, statuses: Sequence[Status], oldest_version: Version | None) -> None:
@@ -148,24 +177,26 @@ class Pool:
             elif status is Status.SCORING:
                 state.scoring.add(member)
         self.num_active_groups += state.active
+        self.num_generating_groups += bool(state.running)
         self._open_prompts[state.prompt.id] += 1
+        self._unready.put(state.id, True)
         self._age(state, oldest_version)
-        if state.waiting:
-            self._add_waiting(state.id)
+        self._refresh(state)
 
     def start(self, samples: Iterable[SampleId], version: Version) -> list[Sample]:
         """Mark samples as submitted to an engine that serves `version`."""
         ids = list(samples)
+        touched: dict[GroupId, GroupState] = {}
         for sample in ids:
-            state = self._state(sample)
+            state = touched[sample.group] = self._state(sample)
             self._move(sample, Status.RUNNING)
             state.waiting.discard(sample.member)
-            self._activity(state, functools.partial(state.running.add, sample.member))
-            self.running[sample] = None
+            state.lost = False
+            self._enter_engine(state, sample)
             if state.oldest_version is None:
                 self._age(state, version)
-            if not state.waiting:
-                self._remove_waiting(state.id)
+        for state in touched.values():
+            self._refresh(state)
         self.listener("start", {"samples": ids, "version": version})
         return [self[sample] for sample in ids]
 
@@ -187,6 +218,7 @@ class Pool:
         """The engine of a running sample is gone; it keeps the tokens that were reported and waits; the loss is counted."""
         state = self._running_state(sample)
         state.losses[sample.member] += 1
+        state.lost = True
         self._wait(state, sample)
         self.listener("lose", {"sample": sample})
 
@@ -195,11 +227,46 @@ class Pool:
         state = self._running_state(sample)
         if segment is not None:
             self._append(state, sample, segment)
-        state.samples[sample.member] = state.samples[sample.member].finished(stop)
         self._move(sample, Status.SCORING)
-        self._leave_engine(state, sample, scoring=True)
+        self._leave_engine(state, sample)
+        self._finished(state, sample, stop)
         self.listener("finish", {"sample": sample, "segment": segment, "stop": stop})
         return state.samples[sample.member]
+
+    def stop(self, sample: SampleId) -> Sample:
+        """A parked sample ends here, as if at its budget, and goes to its reward."""
+        state = self._state(sample)
+        if self.status[sample] is not Status.PARKED or not len(self[sample]):
+            raise LedgerError(
+                "a sample that holds nothing was stopped", where=str(sample), got=self.status[sample], expected="parked"
+            )
+        self._move(sample, Status.SCORING)
+        state.waiting.discard(sample.member)
+        self._finished(state, sample, "length")
+        self.listener("stop", {"sample": sample})
+        return state.samples[sample.member]
+
+    def restart(self, samples: Iterable[SampleId]) -> None:
+        """Parked and judged samples give up their tokens and outcomes; they wait, and draw the same random numbers again."""
+        ids = list(samples)
+        touched: dict[GroupId, GroupState] = {}
+        for sample in ids:
+            state = touched[sample.group] = self._state(sample)
+            self._move(sample, Status.FRESH)
+            state.outcomes.pop(sample.member, None)
+            state.samples[sample.member] = Sample(sample, state.prompt, state.samples[sample.member].spec)
+            state.waiting.add(sample.member)
+        for state in touched.values():
+            if state.ready:
+                self._set_ready(state, False)
+            state.restarts += 1
+            state.longest = max((len(s) for s in state.samples.values() if s.stop is not None), default=-1)
+            if not state.running:
+                kept = (s for m, s in state.samples.items() if not isinstance(state.outcomes.get(m), Failure))  # never trained
+                versions = [version for sample in kept if (version := sample.oldest_version) is not None]
+                self._age(state, min(versions, default=None))
+            self._refresh(state)
+        self.listener("restart", {"samples": ids})
 
     def judge(self, sample: SampleId, outcome: Outcome) -> GroupState:
         """A finished sample has its reward, or failed to get one."""
@@ -208,8 +275,11 @@ class Pool:
             self._move(sample, Status.FAILED, outcome.reason)
         else:
             self._move(sample, Status.READY)
-        self._activity(state, functools.partial(state.scoring.discard, sample.member))
+        self.num_active_groups -= state.active
+        state.scoring.discard(sample.member)
+        self.num_active_groups += state.active
         state.outcomes[sample.member] = outcome
+        self._refresh(state)
         self.listener("judge", {"sample": sample, "outcome": outcome})
         return state
 
@@ -221,16 +291,15 @@ class Pool:
         if running:
             self._leave_engine(state, sample)
         state.waiting.discard(sample.member)
-        if not state.waiting:
-            self._remove_waiting(state.id)
         state.outcomes[sample.member] = Failure(reason)
+        self._refresh(state)
         self.listener("fail", {"sample": sample, "reason": reason})
         return state
 
     def keep(self, group: GroupId) -> None:
         """A complete group passed the filters: it is ready, behind those that completed before."""
-        self._complete(group).ready = True
-        self.ready[group] = None
+        self._set_ready(self._complete(group), True)
+        self.num_kept_groups += 1
         self.listener("keep", {"group": group})
 
     def drop(self, group: GroupId, end: Status, reason: str) -> None:
@@ -242,6 +311,7 @@ class Pool:
             sample = group.member(member)
             if self.status[sample] is not Status.FAILED:
                 self._move(sample, end, reason)
+        self.num_dropped_groups += end is not Status.EVICTED
         self._forget(state)
         self.listener("drop", {"group": group, "end": end, "reason": reason})
 
@@ -289,7 +359,7 @@ class Pool:
         return state
 
     def _move(self, sample: SampleId, after: Status, reason: str = "") -> None:
-        self.ledger.move(self.status[sample], after, reason, str(sample))
+        self.ledger.move(self.status[sample], after, reason, sample)
         self.status[sample] = after
 
     def _append(self, state: GroupState, sample: SampleId, segment: Segment) -> None:
@@ -298,45 +368,58 @@ class Pool:
             self._age(state, segment.version)
 
     def _age(self, state: GroupState, version: Version | None) -> None:
-        if state.oldest_version is not None:
-            self._by_version[state.oldest_version].pop(state.id, None)
-            if not self._by_version[state.oldest_version]:
-                del self._by_version[state.oldest_version]
+        self._ages.move(state.id, state.oldest_version, version, state.ready)
         state.oldest_version = version
-        if version is not None:
-            self._by_version[version][state.id] = None
 
-    def _activity(self, state: GroupState, change: Callable[[], None]) -> None:
-        before = state.active
-        change()
-        self.num_active_groups += state.active - before
+    def _set_ready(self, state: GroupState, ready: bool) -> None:
+        state.ready = ready
+        if ready:
+            self.ready[state.id] = None
+        else:
+            del self.ready[state.id]
+        self._ready_by_age.put(state.id, ready)
+        self._unready.put(state.id, not ready)
+        self._ages.count_ready(state.oldest_version, 1 if ready else -1)
 
-    def _leave_engine(self, state: GroupState, sample: SampleId, scoring: bool = False) -> None:
-        def change() -> None:
-            state.running.discard(sample.member)
-            if scoring:
-                state.scoring.add(sample.member)
+    def _enter_engine(self, state: GroupState, sample: SampleId) -> None:
+        self.num_active_groups += not state.active
+        self.num_generating_groups += not state.running
+        state.running.add(sample.member)
+        self.running[sample] = None
 
-        self._activity(state, change)
+    def _leave_engine(self, state: GroupState, sample: SampleId) -> None:
+        state.running.discard(sample.member)
+        self.num_generating_groups -= not state.running
+        self.num_active_groups -= not state.active
         del self.running[sample]
+
+    def _finished(self, state: GroupState, sample: SampleId, stop: Stop) -> None:
+        """A sample that has left the engine, or was parked, goes to its reward."""
+        finished = state.samples[sample.member] = state.samples[sample.member].finished(stop)
+        self.num_active_groups += not state.active
+        state.scoring.add(sample.member)
+        state.longest = max(state.longest, len(finished))
+        self.lengths.add(len(finished), len(finished.prompt.token_ids))
+        self._refresh(state)
 
     def _wait(self, state: GroupState, sample: SampleId) -> None:
         self._move(sample, Status.PARKED)
         self._leave_engine(state, sample)
         state.waiting.add(sample.member)
-        self._add_waiting(state.id)
         if not state.running and not any(len(s) for s in state.samples.values()):
             self._age(state, None)
+        self._refresh(state)
 
-    def _add_waiting(self, group: GroupId) -> None:
-        at = bisect.bisect_left(self._waiting, group)
-        if at == len(self._waiting) or self._waiting[at] != group:
-            self._waiting.insert(at, group)
-
-    def _remove_waiting(self, group: GroupId) -> None:
-        at = bisect.bisect_left(self._waiting, group)
-        if at < len(self._waiting) and self._waiting[at] == group:
-            del self._waiting[at]
+    def _refresh(self, state: GroupState) -> None:
+        """Put a group in the queues that its members' places call for."""
+        group, waits = state.id, bool(state.waiting)
+        self._waiting.put(group, waits)
+        self._longest.put(group, state.rank)
+        if state.restarts:
+            self._restarted.put(group, waits and not state.active and state.oldest_version is None)
+        _mark(self._interrupted, group, waits and (state.active or state.lost))
+        if state.wanted < len(state.samples):
+            _mark(self._decided, group, state.decided)
 
     def _complete(self, group: GroupId) -> GroupState:
         state = self.groups[group]
@@ -345,9 +428,13 @@ class Pool:
         return state
 
     def _forget(self, state: GroupState, keep_status: bool = False) -> None:
+        if state.ready:
+            self._set_ready(state, False)
         self._age(state, None)
-        self._remove_waiting(state.id)
-        self.ready.pop(state.id, None)
+        state.waiting.clear()
+        state.running.clear()
+        self._refresh(state)
+        self._unready.put(state.id, False)
         self._open_prompts[state.prompt.id] -= 1
         if not self._open_prompts[state.prompt.id]:
             del self._open_prompts[state.prompt.id]
@@ -355,3 +442,10 @@ class Pool:
         if not keep_status:
             for member in state.samples:
                 del self.status[state.id.member(member)]
+
+
+def _mark(groups: dict[GroupId, None], group: GroupId, present: bool) -> None:
+    if present:
+        groups[group] = None
+    else:
+        groups.pop(group, None)

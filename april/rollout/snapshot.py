@@ -6,10 +6,13 @@ from typing import Any
 
 from april.core.errors import CheckpointError
 from april.core.ids import GroupId
-from april.rollout.pool import WAITING, GroupState, Pool
+from april.rollout.forecast import LengthSums
+from april.rollout.group_state import GroupState
+from april.rollout.pool import WAITING, Pool
 from april.rollout.view import Status
 
-REPLAYED = frozenset({"issue", "start", "progress", "park", "lose", "finish", "judge", "fail", "keep", "drop", "emit", "trained"})
+_LIFE = {"issue", "start", "progress", "park", "lose", "finish", "stop", "restart", "judge", "fail"}
+REPLAYED = frozenset({*_LIFE, "keep", "drop", "emit", "trained"})
 
 
 def pool_state(pool: Pool) -> dict[str, Any]:
@@ -18,6 +21,9 @@ def pool_state(pool: Pool) -> dict[str, Any]:
         "next_serial": pool.next_serial,
         "ledger": pool.ledger.to_dict(),
         "ready": list(pool.ready),
+        "lengths": pool.lengths.to_dict(),
+        "kept": pool.num_kept_groups,
+        "dropped": pool.num_dropped_groups,
         "groups": [_group_state(pool, state) for state in pool.groups.values()],
     }
 
@@ -33,6 +39,8 @@ def _group_state(pool: Pool, state: GroupState) -> dict[str, Any]:
         "outcomes": dict(state.outcomes),
         "losses": dict(state.losses),
         "oldest_version": state.oldest_version,
+        "wanted": state.wanted,
+        "restarts": state.restarts,
     }
 
 
@@ -44,9 +52,10 @@ def load_pool_state(pool: Pool, saved: dict[str, Any]) -> None:
     """
     for entry in saved["groups"]:
         _load_group(pool, entry)
-    pool.ready = dict.fromkeys(saved["ready"])
-    for group in pool.ready:
-        pool.groups[group].ready = True
+    for group in saved["ready"]:
+        pool.keep(group)
+    pool.lengths = LengthSums(**saved.get("lengths", {}))
+    pool.num_kept_groups, pool.num_dropped_groups = saved.get("kept", 0), saved.get("dropped", 0)
     pool.next_serial = saved["next_serial"]
     pool.ledger.load_dict(saved["ledger"])
     open_samples = sum(count for status, count in pool.ledger.counts.items() if status in _OPEN)
@@ -60,8 +69,10 @@ _OPEN = frozenset({Status.FRESH, Status.RUNNING, Status.PARKED, Status.SCORING, 
 
 def _load_group(pool: Pool, entry: dict[str, Any]) -> None:
     group: GroupId = entry["group"]
-    state = GroupState(group, entry["prompt"], entry["spec"], len(entry["samples"]))
+    state = GroupState(group, entry["prompt"], entry["spec"], len(entry["samples"]), wanted=entry.get("wanted"))
     state.samples = dict(enumerate(entry["samples"]))
+    state.restarts = entry.get("restarts", 0)
+    state.longest = max((len(sample) for sample in state.samples.values() if sample.stop is not None), default=-1)
     state.outcomes, state.losses = dict(entry["outcomes"]), dict(entry["losses"])
     statuses = [Status(status) for status in entry["status"]]
     state.waiting = {member for member, status in enumerate(statuses) if status in WAITING}
@@ -73,7 +84,8 @@ def replay(pool: Pool, name: str, arguments: dict[str, Any]) -> Any:
     if name == "issue":
         pool.next_serial = arguments["group"].serial
         group = arguments["group"]
-        return pool.issue(group.epoch, arguments["prompt"], arguments["spec"], arguments["size"])
+        more = {name: arguments[name] for name in ("wanted", "budgets") if name in arguments}
+        return pool.issue(group.epoch, arguments["prompt"], arguments["spec"], arguments["size"], **more)
     if name == "drop":
         return pool.drop(arguments["group"], Status(arguments["end"]), arguments["reason"])
     return getattr(pool, name)(**arguments)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollout_helpers import lag_of, long_tailed, make_driver, reply_of
+from schedule_engines import RollingEngine, VersionedEngine
 
 from april import registry
 from april.core.clock import Clock
 from april.core.event import Event, Updated
-from april.core.group import Batch
+from april.core.group import Batch, Failure, Outcome, Reward
 from april.core.ids import GroupId
 from april.core.random import stream_key
 from april.core.sample import Sample
-from april.engines.scripted import Reply
+from april.engines.scripted import Reply, ScriptedEngine
 from april.rollout.driver import Driver
 from april.rollout.view import Schedule
 
@@ -28,8 +30,52 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "bounded_2": {"type": "bounded_async", "max_lag_steps": 2},
     "bounded_2_keep": {"type": "bounded_async", "max_lag_steps": 2, "update_mode": "keep_kv", "max_running": 5},
     "token_budget": {"type": "token_budget", "tokens_per_step": 120, "max_lag_steps": 2, "max_running": 12},
-    "redundant": {"type": "redundant", "over_provision": 1.5},
+    "token_budget_mask": {"type": "token_budget", "tokens_per_step": 90, "over_age": "mask_tokens", "max_running": 8},
+    "token_budget_finish": {
+        "type": "token_budget",
+        "tokens_per_step": 60,
+        "max_lag_steps": 1,
+        "over_age": "finish_first",
+        "max_running": 9,
+    },
+    "adaptive": {"type": "april", "over_provision": "adaptive", "max_lag_steps": 3},
+    "adaptive_sample": {
+        "type": "april",
+        "over_provision": "adaptive",
+        "max_lag_steps": 1,
+        "refill": "continuous",
+        "granularity": "sample",
+    },
+    "refill_before_scoring": {
+        "type": "april",
+        "over_provision": 2.0,
+        "max_lag_steps": 2,
+        "refill": "continuous",
+        "refill_before_scoring": True,
+    },
+    "bounded_1_drop": {"type": "bounded_async", "max_lag_steps": 1, "over_age": "drop_group", "max_running": 4},
+    "bounded_1_mask": {"type": "bounded_async", "max_lag_steps": 1, "over_age": "mask_tokens"},
+    "replicated": {"type": "replicated", "over_provision": 1.5},
+    "replicated_spare": {"type": "replicated", "over_provision": 1.5, "redundant_samples": 2, "max_running": 7},
+    "truncated": {"type": "truncated", "window_tokens": 9, "max_lag_steps": 2},
+    "truncated_drop": {"type": "truncated", "window_tokens": 5, "max_lag_steps": 1, "over_age": "drop_group"},
+    "windowed": {"type": "windowed", "max_lag_steps": 2},
+    "windowed_narrow": {"type": "windowed", "max_lag_steps": 3, "window": 0.01, "max_running": 6, "update_mode": "keep_kv"},
+    "tail_batching": {"type": "tail_batching", "over_provision": 1.5},
+    "tail_batching_wide": {"type": "tail_batching", "over_provision": 3.0},
+    "multi_version": {"type": "multi_version", "max_lag_steps": 2},
+    "multi_version_drain": {"type": "multi_version", "max_lag_steps": 1, "update_mode": "drain", "max_running": 5},
+    "rolling": {"type": "rolling", "max_lag_steps": 2, "max_running": 8},
+    "longest_first": {"type": "longest_first", "max_running": 5},
 }
+
+
+ENGINES = {"multi_version": VersionedEngine, "rolling": RollingEngine}
+"""What a schedule needs beyond the scripted engine."""
+ANY_SIZE = ("token_budget", "token_budget_mask", "token_budget_finish")
+MASKED = ("token_budget_mask", "bounded_1_mask")
+ON_POLICY = ("sync", "replicated", "replicated_spare", "tail_batching", "tail_batching_wide", "longest_first", "bounded_0")
+ONE_VERSION = ("multi_version", "multi_version_drain", "rolling", *ON_POLICY)
 
 
 class SlowTrainer:
@@ -60,13 +106,20 @@ def make_schedule(fields: dict[str, Any]) -> Schedule:
     return registry.builder("schedule", fields["type"])(registry.parse("schedule", fields, "schedule"))  # type: ignore[no-any-return]
 
 
-def drive(fields: dict[str, Any], train_s: float = 0.0, **more: Any) -> tuple[Driver, list[Batch]]:
+def drive(
+    fields: dict[str, Any], train_s: float = 0.0, park_before: Callable[[int], bool] = lambda _step: False, **more: Any
+) -> tuple[Driver, list[Batch]]:
     """All steps of a run, as the loop runs them."""
-    driver = make_driver(make_schedule(fields), num_prompts=60, **more)
+    engine = ENGINES.get(fields["type"], ScriptedEngine)
+    if fields.get("update_mode") == "drain":
+        engine = ScriptedEngine
+    driver = make_driver(make_schedule(fields), **{"num_prompts": 60, "engine": engine, **more})
     trainer = SlowTrainer(driver.clock, train_s)
     driver.sources = (*driver.sources, trainer)
     batches = []
-    for _ in range(driver.steps):
+    for step in range(driver.steps):
+        if park_before(step):
+            driver.park_all()
         batches.append(driver.next_batch())
         trainer.submit(batches[-1])
         updated = driver.wait_for_update()
@@ -78,43 +131,90 @@ def members(batches: list[Batch]) -> list[list[GroupId]]:
     return [[group.id for group in batch.groups] for batch in batches]
 
 
-@settings(max_examples=25)
-@given(
-    seed=st.integers(0, 10_000),
-    train_s=st.sampled_from([0.0, 3.0, 40.0, 400.0]),
-    groups=st.integers(1, 4),
-    size=st.integers(1, 3),
-    breaks=st.booleans(),
-    filtered=st.booleans(),
-    slow_rewards=st.booleans(),
-)
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_conserved_complete_and_within_the_bound(
-    name: str, seed: int, train_s: float, groups: int, size: int, breaks: bool, filtered: bool, slow_rewards: bool
-) -> None:
+@st.composite
+def worlds(draw: st.DrawFn) -> dict[str, Any]:
+    """Lengths, a trainer's speed, failures of engines, filters and rewards, and an operator who parks everything at times."""
+    return {
+        "seed": draw(st.integers(0, 10_000)),
+        "train_s": draw(st.sampled_from([0.0, 3.0, 40.0, 400.0])),
+        "groups": draw(st.integers(1, 4)),
+        "size": draw(st.integers(1, 3)),
+        "breaks": draw(st.booleans()),
+        "filtered": draw(st.booleans()),
+        "slow_rewards": draw(st.booleans()),
+        "fails": draw(st.booleans()),
+        "parks": draw(st.booleans()),
+    }
+
+
+def play(name: str, world: dict[str, Any]) -> tuple[Driver, list[Batch]]:
+    """A run of a schedule in a world."""
+    seed, fields = world["seed"], SCHEDULES[name]
     lengths = long_tailed(seed, 12, 64, sigma=1.1)
+
+    def chance(one_in: int, *address: object) -> bool:
+        return stream_key(seed, *address) % one_in == 0
 
     def replies(sample: Sample) -> Reply:
         length = len(lengths(sample).token_ids)
-        return reply_of(length, length // 2 if breaks and stream_key(seed, "break", sample.id) % 4 == 0 else None)
+        return reply_of(length, length // 2 if world["breaks"] and chance(4, "break", sample.id) else None)
 
-    filters = [lambda group: "unlucky" if stream_key(seed, group.id) % 4 == 0 else None] if filtered else []
-    driver, batches = drive(
-        SCHEDULES[name],
-        train_s,
+    def outcome(sample: Sample) -> Outcome:
+        failed = world["fails"] and chance(5, "fail", sample.id)
+        return Failure("no answer") if failed else Reward(1.0, True)
+
+    filters = [lambda group: "unlucky" if chance(4, group.id) else None] if world["filtered"] else []
+    return drive(
+        fields,
+        world["train_s"],
         replies=replies,
-        groups_per_step=groups,
-        group_size=size,
+        groups_per_step=world["groups"],
+        group_size=world["size"],
         steps=6,
         group_filters=filters,
-        delay_s=lambda sample: 20.0 if slow_rewards and stream_key(seed, "slow", sample.id) % 3 == 0 else 0.0,
+        outcome=outcome,
+        delay_s=lambda sample: 20.0 if world["slow_rewards"] and chance(3, "slow", sample.id) else 0.0,
+        park_before=lambda step: world["parks"] and chance(3, "park", step),
     )
+
+
+def check_run(name: str, world: dict[str, Any], driver: Driver, batches: list[Batch]) -> None:
+    """What every schedule promises; the audit of the helpers adds the ledger at every turn and plans that stay empty."""
     ids = [sample.id for batch in batches for group in batch.groups for sample in group.samples]
     assert driver.pool.ledger.balanced and len(ids) == len(set(ids)), "a sample was trained twice"
-    assert all(len(batch.groups) == groups for batch in batches) or name == "token_budget"
-    assert all(len(group.samples) == size for batch in batches for group in batch.groups)
-    bound = driver.schedule.max_lag_steps
-    assert max(lag_of(batch, group) for batch in batches for group in batch.groups) <= bound
+    assert all(len(batch.groups) == world["groups"] for batch in batches) or name in ANY_SIZE
+    assert all(batch.groups for batch in batches)
+    for batch in batches:
+        for group in batch.groups:
+            lag = lag_of(batch, group)
+            assert batch.version <= batch.step
+            assert lag <= driver.schedule.max_lag_steps or name in MASKED
+            assert batch.max_token_lag == (driver.schedule.max_lag_steps if name in MASKED else None)
+            if name in ONE_VERSION:
+                assert all(sample.num_segments <= 1 for sample in group.samples)
+            spare = SCHEDULES[name].get("redundant_samples", 0)
+            assert len(group.samples) == world["size"] + spare
+            for sample, _ in group.rewarded:
+                assert sample.token_ids.tolist() == list(range(len(sample))) and sample.stop == "eos"
+
+
+@settings(max_examples=6)
+@given(world=worlds())
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_conserved_complete_and_within_the_bound(name: str, world: dict[str, Any]) -> None:
+    driver, batches = play(name, world)
+    check_run(name, world, driver, batches)
+    assert len(batches) == 6
+
+
+@pytest.mark.slow
+@settings(max_examples=40)
+@given(world=worlds())
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_conserved_in_a_thousand_worlds(name: str, world: dict[str, Any]) -> None:
+    driver, batches = play(name, world)
+    check_run(name, world, driver, batches)
+    assert len(batches) == 6
 
 
 @pytest.mark.parametrize("train_s", [0.0, 25.0])
@@ -145,7 +245,7 @@ def test_a_token_budget_makes_batches_of_what_has_finished() -> None:
 def test_redundancy_drops_the_losers_and_prefers_the_short() -> None:
     lengths = long_tailed(11, 15, 64, sigma=1.2)
     same = {"replies": lengths, "groups_per_step": 4, "group_size": 1, "steps": 12}
-    driver, batches = drive(SCHEDULES["redundant"], **same)
+    driver, batches = drive(SCHEDULES["replicated"], **same)
     counts = driver.pool.ledger.to_dict()["counts"]
     trained = [len(sample) for batch in batches for group in batch.groups for sample in group.samples]
     population = [

@@ -8,6 +8,7 @@ token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -15,59 +16,67 @@ from pydantic import Field
 from april.config.schema import Config
 from april.core.ids import GroupId, SampleId
 from april.engines.base import UpdateMode
-from april.rollout.staleness import due_now
+from april.rollout.schedules.fill import waiting_up_to
+from april.rollout.staleness import OVER_AGE_HELP, Bound, OverAge
 from april.rollout.view import Memo, Plan, View
 
 
-class BoundedAsyncConfig(Config):
+class AsyncConfig(Config):
+    """What all schedules that generate through updates share."""
+
+    max_lag_steps: int = Field(1, ge=0, description="largest lag of a trained token, in updates; 0 is the synchronous schedule")
+    over_age: OverAge = Field("finish_first", description=OVER_AGE_HELP)
+    max_running: int | None = Field(None, ge=1, description="samples in the engine; as many as are admitted when left out")
+
+
+class BoundedAsyncConfig(AsyncConfig):
     """Keep generating through updates, and admit no more than the lag bound allows."""
 
     type: Literal["bounded_async"] = "bounded_async"
-    max_lag_steps: int = Field(1, ge=0, description="largest lag of a trained token, in updates; 0 is the synchronous schedule")
-    max_running: int | None = Field(None, ge=1, description="samples in the engine; as many as are admitted when left out")
     update_mode: Literal["recompute", "keep_kv"] = Field(
         "recompute", description="how running samples take new weights: on KV made again by them, or on the KV they have"
     )
 
 
-class BoundedAsyncSchedule:
+class AsyncRule:
     """Cut a batch whenever the trainer is free and one is ready; keep the engine full at all times."""
 
-    def __init__(self, config: BoundedAsyncConfig) -> None:
-        self.config = config
+    def __init__(self, config: AsyncConfig, update_mode: UpdateMode) -> None:
+        self.config, self.update_mode = config, update_mode
+        self.bound = Bound(config.max_lag_steps, config.over_age)
 
     @property
     def max_lag_steps(self) -> int:
         return self.config.max_lag_steps
 
-    @property
-    def update_mode(self) -> UpdateMode:
-        return self.config.update_mode
-
     def plan(self, view: View, memo: Memo) -> tuple[Plan, Memo]:
-        return (self._cut(view) or self._fill(view)), memo
+        return (self.bound.drop(view) or self._cut(view) or self._fill(view)), memo
 
     def _cut(self, view: View) -> Plan | None:
-        if view.updating or view.num_ready_groups < view.groups_per_step:
+        if view.updating or view.num_ready_groups < view.groups_per_step or self.bound.missing(view):
             return None
-        due = due_now(view.groups_by_version(), view.version, view.groups_per_step, self.config.max_lag_steps)
-        if not all(view.is_ready(group) for group in due):
+        ready = self._deliverable(view)
+        if len(ready) < view.groups_per_step:
             return None
-        chosen: dict[GroupId, None] = dict.fromkeys(due)
-        for group in view.ready_groups():
-            if len(chosen) == view.groups_per_step:
-                break
-            chosen[group] = None
-        return Plan(emit=tuple(chosen))
+        return Plan(emit=self.bound.choose(view, ready), max_token_lag=self.bound.max_token_lag)
+
+    def _deliverable(self, view: View) -> Sequence[GroupId]:
+        """Ready groups that may be trained on, the preferred first."""
+        return view.ready_groups()
 
     def _fill(self, view: View) -> Plan:
         room = None if self.config.max_running is None else self.config.max_running - view.num_running
-        start: list[SampleId] = []
-        for group in view.waiting_groups():
-            waiting = view.waiting_samples(group)
-            start.extend(waiting if room is None else waiting[: max(0, room - len(start))])
-        left = None if room is None else (room - len(start)) // view.group_size
-        open_groups = view.num_groups + view.num_training_groups
-        admitted = max(0, (self.config.max_lag_steps + 1) * view.groups_per_step - open_groups)
-        issue = min(admitted, view.issuable, admitted if left is None else max(0, left))
-        return Plan(issue=issue, start=tuple(start))
+        start = self._startable(view, room)
+        admitted = self.bound.admissible(view)
+        left = admitted if room is None else max(0, (room - len(start)) // view.group_size)
+        return Plan(issue=min(admitted, view.issuable, left), start=start)
+
+    def _startable(self, view: View, room: int | None) -> tuple[SampleId, ...]:
+        return waiting_up_to(view, room, self.bound.stale(view))
+
+
+class BoundedAsyncSchedule(AsyncRule):
+    """The rule with in-flight updates."""
+
+    def __init__(self, config: BoundedAsyncConfig) -> None:
+        super().__init__(config, config.update_mode)

@@ -12,7 +12,8 @@ from april.core.group import Batch, Failure, Group, Outcome, Reward
 from april.core.ids import GroupId
 from april.core.sample import Sample, Span
 from april.rollout.measure import LengthMeter, describe_batch
-from april.rollout.staleness import admissible, due_now, over_age
+from april.rollout.queues import Age, GroupsByAge
+from april.rollout.staleness import Bound, admissible, needs, over_age, shortfalls
 
 
 def groups(first: int, count: int) -> tuple[GroupId, ...]:
@@ -30,31 +31,85 @@ def test_admission_is_l_plus_one_batches() -> None:
 @pytest.mark.parametrize(
     ("ages", "version", "expected"),
     [
-        ({}, 5, 0),
-        ({5: 2}, 5, 0),
-        ({3: 1}, 5, 1),  # at the bound: must be in this batch
-        ({4: 3}, 5, 1),  # due at 6 or before: two fit there, the third must go now
-        ({4: 2}, 5, 0),
-        ({4: 1, 5: 3}, 5, 0),  # due by 6: 1 (2 fit); due by 7: 4 (4 fit)
-        ({4: 2, 5: 3}, 5, 1),  # due by 7: 5 of 4
-        ({3: 1, 5: 5}, 5, 2),
+        ({}, 5, []),
+        ({5: 2}, 5, []),
+        ({3: 1}, 5, [(3, 1)]),  # at the bound: must be in this batch
+        ({4: 3}, 5, [(4, 1)]),  # due at 6 or before: two fit there, the third must go now
+        ({4: 2}, 5, []),
+        ({4: 1, 5: 3}, 5, []),  # due by 6: 1 (2 fit); due by 7: 4 (4 fit)
+        ({4: 2, 5: 3}, 5, [(5, 1)]),  # due by 7: 5 of 4
+        ({3: 1, 5: 5}, 5, [(3, 1), (5, 2)]),
     ],
 )
-def test_due_now_with_two_groups_a_step_and_a_bound_of_two(ages: dict[int, int], version: int, expected: int) -> None:
-    """Invariants 24 and 26: max over d of c(d) - (d - v) N, of the earliest due, oldest version first."""
-    by_version, first = {}, 0
-    for oldest, count in ages.items():
-        by_version[oldest] = groups(first, count)
-        first += count
-    flat = tuple(group for some in by_version.values() for group in some)
-    assert due_now(by_version, version, 2, 2) == flat[:expected]
+def test_needs_with_two_groups_a_step_and_a_bound_of_two(
+    ages: dict[int, int], version: int, expected: list[tuple[int, int]]
+) -> None:
+    """Invariants 24 and 26: c(d) - (d - v) N for every d."""
+    counted = [Age(oldest, count, 0) for oldest, count in ages.items()]
+    assert needs(counted, version, 2, 2) == shortfalls(counted, version, 2, 2) == expected
+
+
+def test_a_batch_of_any_size_needs_what_is_at_the_bound_only() -> None:
+    ages = [Age(3, 4, 1), Age(4, 9, 0)]
+    assert needs(ages, 5, None, 2) == [(3, 4)]
+    assert shortfalls(ages, 5, None, 2) == [(3, 3)]
+
+
+def test_any_ready_group_of_an_age_meets_its_need() -> None:
+    """Twelve groups of version 4, eight fit later: four must go now, whichever have finished; the oldest may go on."""
+    assert shortfalls([Age(4, 12, 4)], 5, 8, 2) == []
+    assert shortfalls([Age(4, 12, 3)], 5, 8, 2) == [(4, 1)]
+    assert shortfalls([Age(3, 2, 0), Age(4, 10, 9)], 5, 8, 2) == [(3, 2)]
+
+
+class Aged:
+    """A view of groups by age."""
+
+    def __init__(self, version: int, groups_per_step: int, **by_version: tuple[GroupId, ...]) -> None:
+        self.version, self.groups_per_step = version, groups_per_step
+        self.by_version = {int(name[1:]): some for name, some in by_version.items()}
+        self.ready: set[GroupId] = set()
+
+    def ages(self) -> tuple[Age, ...]:
+        return tuple(Age(v, len(some), len(self.ready & set(some))) for v, some in self.by_version.items())
+
+    def groups_of(self, version: int) -> tuple[GroupId, ...]:
+        return self.by_version[version]
+
+    def oldest_version(self, group: GroupId) -> int | None:
+        return next((version for version, some in self.by_version.items() if group in some), None)
+
+
+def test_a_batch_takes_what_is_due_first_and_then_in_the_order_given() -> None:
+    view = Aged(5, 3, v3=groups(0, 2), v4=groups(2, 3), v5=groups(5, 3))
+    ready = [*groups(6, 2), *groups(3, 2), *groups(1, 1)]
+    view.ready = set(ready)
+    bound = Bound(2, "finish_first")
+    assert bound.missing(view) == [(3, 1)]  # type: ignore[arg-type]
+    view.ready |= {groups(0, 1)[0]}
+    assert bound.missing(view) == []  # type: ignore[arg-type]
+    chosen = bound.choose(view, [*ready, *groups(0, 1)])  # type: ignore[arg-type]
+    assert chosen == (*groups(1, 1), *groups(0, 1), *groups(6, 1))
+    assert Bound(2, "mask_tokens").choose(view, ready) == tuple(ready[:3])  # type: ignore[arg-type]
+    assert Bound(2, "mask_tokens").max_token_lag == 2 and bound.max_token_lag is None
 
 
 def test_over_age_is_strictly_beyond_the_bound() -> None:
-    by_version = {2: groups(0, 1), 3: groups(1, 2), 5: groups(3, 1)}
-    assert over_age(by_version, 5, 2) == groups(0, 1)
-    assert over_age(by_version, 5, 3) == ()
-    assert over_age(by_version, 6, 0) == groups(0, 4)
+    view = Aged(5, 2, v2=groups(0, 1), v3=groups(1, 2), v5=groups(3, 1))
+    assert over_age(view, 2) == groups(0, 1)  # type: ignore[arg-type]
+    assert over_age(view, 3) == ()  # type: ignore[arg-type]
+    view.version = 6
+    assert over_age(view, 0) == groups(0, 4)  # type: ignore[arg-type]
+
+
+def test_ready_groups_are_counted_with_their_age() -> None:
+    ages, (one, other) = GroupsByAge(), groups(0, 2)
+    ages.move(one, None, 3, ready=False)
+    ages.move(other, None, 4, ready=False)
+    ages.count_ready(4, 1)
+    assert ages.ages() == (Age(3, 1, 0), Age(4, 1, 1))
+    ages.move(other, 4, 3, ready=True)
+    assert ages.ages() == (Age(3, 2, 1),) and ages.by_version() == {3: (one, other)}
 
 
 def test_without_censoring_the_mean_is_the_mean() -> None:

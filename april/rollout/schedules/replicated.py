@@ -1,7 +1,9 @@
-"""Redundancy without recycling (ROLL's additional prompts, arXiv 2506.06122): race more groups than needed, drop the losers.
+"""Redundancy without recycling (ROLL, arXiv 2506.06122; ROLL Flash, arXiv 2510.11345): race more than is needed, drop the losers.
 
-Stays on-policy, and pays for it: the tokens of the losers are wasted, and long answers are trained on less often than they are
-given, in every step anew. `length_bias` shows it; the april schedule is what to use instead.
+Three parts. Each sample is a request of its own, and a place that frees takes the next sample, whichever group it is of (queue
+scheduling, prompt replication). More groups run than a batch needs (additional prompts). Groups have spare members, and the
+first to finish win (redundant samples). All data is on-policy, and it is paid for: the losers' tokens are wasted, and long
+answers are trained on less often than they are given, in every step anew. `length_bias` shows it.
 """
 
 from __future__ import annotations
@@ -13,27 +15,32 @@ from pydantic import Field
 from april.config.schema import Config
 from april.core.ids import GroupId
 from april.engines.base import UpdateMode
+from april.rollout.schedules.fill import waiting_up_to
 from april.rollout.staleness import over_age
 from april.rollout.view import Memo, Plan, View
 
 
-class RedundantConfig(Config):
-    """Run more groups than a batch needs, train on those that finish first, drop the others."""
+class ReplicatedConfig(Config):
+    """Run more groups and more samples than a batch needs, train on those that finish first, drop the others."""
 
-    type: Literal["redundant"] = "redundant"
+    type: Literal["replicated"] = "replicated"
     over_provision: float = Field(1.25, ge=1.0, description="groups started over groups per step")
+    redundant_samples: int = Field(0, ge=0, description="spare members of each group; its first group_size finishers win")
+    max_running: int | None = Field(None, ge=1, description="samples in the engine; all that are issued when left out")
 
 
-class RedundantSchedule:
+class ReplicatedSchedule:
     """Fill once a step; at the cut, park what runs and evict every group that is not in the batch."""
 
     max_lag_steps = 0
     update_mode: UpdateMode = "drain"
 
-    def __init__(self, config: RedundantConfig) -> None:
+    def __init__(self, config: ReplicatedConfig) -> None:
         self.config = config
 
     def plan(self, view: View, memo: Memo) -> tuple[Plan, Memo]:
+        if spare := view.decided_samples():
+            return Plan(cut=tuple((sample, "lost the race of its group") for sample in spare)), memo
         if losers := self._losers(view):
             return Plan(evict=tuple((group, "lost the race") for group in losers)), memo
         if view.updating:
@@ -45,13 +52,13 @@ class RedundantSchedule:
         first = memo.get("filled") != view.version
         wanted = round(self.config.over_provision * view.groups_per_step) if first else view.groups_per_step
         if (missing := min(wanted - view.num_groups, view.issuable)) > 0:
-            return Plan(issue=missing), memo
-        start = tuple(sample for group in view.waiting_groups() for sample in view.waiting_samples(group))
-        return Plan(start=start), {**memo, "filled": view.version}
+            return Plan(issue=missing, extra_samples=self.config.redundant_samples), memo
+        room = None if self.config.max_running is None else self.config.max_running - view.num_running
+        return Plan(start=waiting_up_to(view, room)), {**memo, "filled": view.version}
 
     def _losers(self, view: View) -> list[GroupId]:
         """Groups of a step that has been cut; those still being judged go when their outcomes come."""
-        groups = [*over_age(view.groups_by_version(), view.version, 0)]
+        groups = [*over_age(view, 0)]
         if view.updating:
             groups += [*view.waiting_groups(), *view.ready_groups()]
         return [group for group in dict.fromkeys(groups) if not view.is_active(group)]

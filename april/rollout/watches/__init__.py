@@ -1,0 +1,1 @@
+"""Watches: what each sample may spend, and which are ended early."""
