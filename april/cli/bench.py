@@ -64,10 +64,36 @@ def engine(
 
 
 @app.command()
+def profile(
+    model: Annotated[str, typer.Option(help="Models, separated by commas: 1m, 3m, 25m, 100m.")] = "3m",
+    batch: Annotated[int, typer.Option(min=1, help="Samples decoded at once.")] = 256,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 32,
+    new_tokens: Annotated[int, typer.Option(help="New tokens of each; the first 32 are a warm-up.")] = 128,
+    rounds: Annotated[int, typer.Option(min=1, help="Repetitions; medians are shown.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Show what a decode step of the embedded engine spends its time on, and how near to the machine's limits."""
+    from april.bench.profile import ProfileOptions, profile_table, run_profile
+    from april.cli.main import emit
+
+    names = _names(model)
+    wanted = [ProfileOptions(name, batch, prompt_tokens, new_tokens, rounds, threads) for name in names]
+    profiles = [run_profile(options, _say) for options in wanted]
+    if as_json:
+        emit({"command": _command(), "profiles": profiles})
+    else:
+        print(profile_table(profiles), end="")
+
+
+@app.command()
 def grpo(
     out: Annotated[Path, typer.Option(help="Folder of results.json, the runs and their output.")] = Path("bench-run"),
     workload: Annotated[str, typer.Option(help="Lengths, separated by commas: long-tailed, even.")] = "long-tailed",
-    model: Annotated[str, typer.Option(help="Policy to start from.")] = "packaged",
+    model: Annotated[
+        str, typer.Option(help="Policy to start from: packaged, a folder, or 3m, which a warm start makes once.")
+    ] = "packaged",
+    models: Annotated[Path, typer.Option(help="Folder that keeps policies made for this.")] = Path("bench-run/models"),
     steps: Annotated[int, typer.Option(help="Updates of each run.")] = 10,
     seeds: Annotated[int, typer.Option(help="Runs of each side.")] = 3,
     threads: Annotated[int, typer.Option(help="CPU threads of each run.")] = 2,
@@ -81,7 +107,7 @@ def grpo(
     out.mkdir(parents=True, exist_ok=True)
     cases = []
     for name in _names(workload):
-        options = GrpoOptions(name, model, steps=steps, seeds=seeds, threads=threads, trl_python=trl_python)
+        options = GrpoOptions(name, model, steps=steps, seeds=seeds, threads=threads, trl_python=trl_python, models=models)
         cases.append(run_grpo_bench(options, out, _say))
     results = {"command": _command(), "cases": cases}
     (out / "grpo.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -94,6 +120,37 @@ def grpo(
             print(
                 f"{case['workload']}: {side} is {ratio['mean']:.2f} times as fast as TRL ({interval}, {len(ratio['runs'])} seeds)"
             )
+            gain = case["accuracy_over_trl"][side]
+            interval = f"95 % interval {gain['low']:+.1%} to {gain['high']:+.1%}"
+            print(f"{case['workload']}: accuracy of {side} minus that of TRL {gain['mean']:+.1%} ({interval})")
+
+
+@app.command()
+def columns(
+    preset: Annotated[str, typer.Option(help="Algorithm presets, separated by commas.")] = "grpo",
+    tokens: Annotated[int, typer.Option(help="Response tokens of the step.")] = 1_000_000,
+    samples: Annotated[int, typer.Option(help="Samples of the step.")] = 8192,
+    group_size: Annotated[int, typer.Option(help="Samples of a prompt.")] = 8,
+    micro_batch_tokens: Annotated[int, typer.Option(help="Prompt and response tokens of a micro-batch.")] = 65536,
+    rounds: Annotated[int, typer.Option(help="Rounds; the median counts.")] = 5,
+    threads: Annotated[int, typer.Option(help="CPU threads of torch.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """What a training step costs outside the model: columns, credit, shares, weights, loss and metrics."""
+    from april.algorithms.spec import AlgorithmConfig
+    from april.bench.columns_bench import ColumnsOptions, run_columns_bench
+    from april.cli.main import emit
+    from april.config.load import find_recipe, read_toml
+
+    results = []
+    for name in _names(preset):
+        algorithm = AlgorithmConfig.model_validate(read_toml(find_recipe(name, folder="algorithm")))
+        options = ColumnsOptions(algorithm, name, tokens, samples, group_size, micro_batch_tokens, rounds, threads)
+        results.append(run_columns_bench(options))
+        stages = "  ".join(f"{stage} {seconds:.3f}" for stage, seconds in results[-1]["stages_s"].items())
+        _say(f"{name}: {results[-1]['total_s']:.3f} s for {results[-1]['num_tokens']} tokens  ({stages})")
+    if as_json:
+        emit({"command": _command(), "results": results})
 
 
 def _run(options: BenchOptions, out: Path, as_json: bool) -> None:

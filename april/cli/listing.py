@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-import re
-from pathlib import Path
 from typing import Any
 
 from april.cli.main import emit
 
-PACKAGED = {"algorithm.preset": "algorithm", "recipes": "run", "warm-start": "warm_start", "comparison": "comparison"}
+PACKAGED = {
+    "algorithm.preset": "algorithm",
+    "recipes": "run",
+    "warm-start": "warm_start",
+    "comparison": "comparison",
+    "studies": "study",
+}
 """Kind -> folder of the recipes that come with April."""
 
 
@@ -40,6 +43,8 @@ def list_command(kind: str | None, as_json: bool) -> None:
         print(name)
         for entry in entries:
             print(f"  {entry['name']:<16} {entry['summary']}")
+            for line in _source(entry):
+                print(f"      {line}")
             for option in entry["options"]:
                 print(f"      {option['name']:<22} {option['default']:<14} {option['help']}".rstrip())
         if not entries:
@@ -49,26 +54,52 @@ def list_command(kind: str | None, as_json: bool) -> None:
 def components() -> dict[str, list[dict[str, Any]]]:
     """Kind -> entries with name, summary and options."""
     from april import registry
+    from april.algorithms import catalogue
     from april.algorithms.spec import SLOTS
     from april.config.load import find_recipe, recipe_names
 
     table = {
         kind: [_entry(name, registry.config_class(kind, name, kind)) for name in registry.names(kind)] for kind in registry.KINDS
     }
-    table |= {
-        f"algorithm.{slot}": [_entry(name, entry.config) for name, entry in sorted(atoms.items())]
-        for slot, atoms in SLOTS.items()
-    }
+    table |= {f"algorithm.{slot}": [] for slot in SLOTS}
+    for method in catalogue.methods():
+        table[f"algorithm.{method.slot}"].append(_atom(method, SLOTS[method.slot][method.name].config))
+    for title, others in (("algorithm.elsewhere", catalogue.ELSEWHERE), ("algorithm.outside", catalogue.OUTSIDE)):
+        table[title] = [
+            {
+                "name": other.name,
+                "summary": other[2].replace("`", ""),
+                "paper": other.paper,
+                "golden": other.golden,
+                "options": [],
+            }
+            for other in others
+        ]
     for title, folder in PACKAGED.items():
         found = [(name, find_recipe(name, folder=folder)) for name in recipe_names(folder)]
-        table[title] = [{"name": name, "summary": _first_line(path), "options": []} for name, path in found]
+        table[title] = [{"name": name, "summary": catalogue.first_sentence(path), "options": []} for name, path in found]
     return table
 
 
-def _first_line(recipe: Path) -> str:
-    """The first sentence of the comment with which a recipe begins."""
-    lines = itertools.takewhile(lambda line: line.startswith("#"), recipe.read_text(encoding="utf-8").splitlines())
-    return re.split(r"\.(?:\s|$)", " ".join(line.lstrip("# ") for line in lines))[0]
+def _atom(method: Any, model: Any) -> dict[str, Any]:
+    """An atom with what the catalogue says of it."""
+    info = method.info
+    said = {"paper": info.paper, "formula": info.formula, "certainty": info.certainty, "golden": list(info.golden)}
+    return _entry(method.name, model) | said | {"reads": list(method.reads), "presets": list(method.presets)}
+
+
+def _source(entry: dict[str, Any]) -> list[str]:
+    """What the catalogue says, as lines."""
+    from april.algorithms.catalogue import shortened
+
+    if "paper" not in entry:
+        return []
+    if "formula" not in entry:
+        return [entry["paper"]]
+    source = f"{entry['paper']}; certainty {entry['certainty']}"
+    reads = f"; reads {', '.join(entry['reads'])}" if entry["reads"] else ""
+    presets = f"; presets {shortened(entry['presets'])}" if entry["presets"] else ""
+    return [f"= {entry['formula']}", source + reads + presets]
 
 
 def _entry(name: str, model: Any) -> dict[str, Any]:

@@ -174,6 +174,38 @@ def compare(
     compare_command(recipe, overlay or [], overrides or [], versus, seeds, out, jobs, quiet, as_json)
 
 
+@app.command()
+def simulate(
+    study: Annotated[str, typer.Argument(help="A packaged study, or a TOML file.", metavar="STUDY")],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results, studies/NAME by default; goes on there.", callback=_no_flag)
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Exit code 1 when a published figure is not reached.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run schedules in virtual time: what they would do on hardware that is not here."""
+    from april.cli.simulate import simulate_command
+
+    simulate_command(study, overrides or [], out, check, quiet, as_json)
+
+
+@app.command()
+def calibrate(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    overlay: Overlays = None,
+    out: Annotated[Path, typer.Option(help="File of the constants.", callback=_no_flag)] = Path("costs.json"),
+    rounds: Annotated[int, typer.Option(help="Repetitions of each measurement; medians count.", min=1)] = 3,
+    as_json: Json = False,
+) -> None:
+    """Measure a recipe's engine and trainer once, and write down the constants that the simulator works with."""
+    from april.cli.calibrate import calibrate_command
+
+    calibrate_command(recipe, overlay or [], overrides or [], out, rounds, as_json)
+
+
 @app.command(name="warm-start")
 def warm_start(
     recipe: Annotated[str, typer.Argument(help="A packaged warm-start recipe, or a TOML file.", metavar="RECIPE")],

@@ -147,7 +147,7 @@ class Telemetry:
             if batch.step - self._noted.get(kind, -NOTE_EVERY_STEPS) >= NOTE_EVERY_STEPS:
                 self._noted[kind] = batch.step
                 self.view.note(f"step {batch.step + 1}: {text}")
-        self._lengths.write_all([_lengths_of(batch.step, group) for group in batch.groups])
+        self._lengths.write_all([lengths_of(batch.step, group) for group in batch.groups])
         if self._record_transcripts:
             self.recorder.record(batch.step, batch.groups, batch.version)
 
@@ -202,7 +202,7 @@ class Telemetry:
         self._lengths.close()
 
 
-def _lengths_of(step: int, group: Group) -> dict[str, Any]:
+def lengths_of(step: int, group: Group) -> dict[str, Any]:
     """How long the answers of a trained group were: what a simulation replays."""
     return {
         "step": step,

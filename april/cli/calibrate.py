@@ -1,0 +1,40 @@
+"""`april calibrate`: measure once, fit, freeze."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from april.cli.main import emit, only_json
+from april.observe.words import percent
+
+
+def calibrate_command(recipe: str, overlays: list[str], overrides: list[str], out: Path, rounds: int, as_json: bool) -> None:
+    """Write the constants of a recipe's engine and trainer to a file that studies and plans take as hardware."""
+    with only_json(as_json):
+        from april.api import resolve_recipe
+        from april.run.calibrate import Effort, measure
+        from april.simulate.calibrate import fit_costs
+
+        measured = measure(resolve_recipe(recipe, overlays, overrides), Effort(rounds=rounds), _say)
+        costs = fit_costs(measured)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        costs.save(out)
+        points = out.with_suffix(".points.json")
+        points.write_text(measured.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    if as_json:
+        emit({"costs": str(out), "points": str(points), **costs.model_dump(mode="json")})
+        return
+    engine, train, fit = costs.engine, costs.train, costs.calibration
+    print(f"decode step   {engine.step_fixed_s:.3g} s + {engine.step_per_sequence_s:.3g} B + {engine.context_token_read_s:.3g} K")
+    print(f"prefill       {engine.admit_s:.3g} s a sample + {engine.prefill_per_token_s:.3g} L + {engine.prefill_per_token2_s:.3g} L^2")
+    print(f"update        {train.fixed_s:.3g} s + {train.per_token_s:.3g} T;  new weights {engine.sync_s:.3g} s")
+    if fit is not None:
+        for name, error in (("decode", fit.decode), ("prefill", fit.prefill), ("updates", fit.updates)):
+            median, largest = percent(error.median_fraction), percent(error.max_fraction)
+            print(f"fit of {name:<8} {error.points} points, median error {median}, largest {largest}")
+    print(f"written to {out}; take it as `costs = \"{out}\"` in a study, or `april plan --hardware {out}`")
+
+
+def _say(line: str) -> None:
+    print(f"-- {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""Many model replicas behind one engine in virtual time: the time of decoding is computed, tokens are not."""
