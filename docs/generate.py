@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from april import registry
+from april.algorithms import catalogue
+from april.algorithms.atoms import Atom, Info
 from april.algorithms.spec import CHAINS, ONE, SLOTS, AlgorithmConfig
 from april.config.load import DEFAULT_COMPONENTS, find_recipe, recipe_names
 from april.config.recipe import Recipe
@@ -43,7 +45,11 @@ def main(arguments: list[str]) -> int:
 
 def pages() -> dict[Path, str]:
     """Path -> text of every generated page."""
-    return {REFERENCE / "recipe.md": recipe_page(), REFERENCE / "components.md": components_page()}
+    return {
+        REFERENCE / "recipe.md": recipe_page(),
+        REFERENCE / "components.md": components_page(),
+        REFERENCE / "algorithms.md": algorithms_page(),
+    }
 
 
 def recipe_page() -> str:
@@ -71,6 +77,8 @@ def recipe_page() -> str:
         section = SECTIONS.get(name) or (None if name in COMPONENT_KEYS else _config(field.annotation))
         if section is not None:
             lines += ["", f"## [{name}]", "", _first_line(section), *_extra(name), "", *_table(_rows(section, f"{name}."))]
+            for key, inner in _nested(section):
+                lines += ["", f"## [{name}.{key}]", "", _first_line(inner), "", *_table(_rows(inner, f"{name}.{key}."))]
     lines += ["", "# Warm-start recipe keys", "", "Read by `april warm-start`.", "", *_table(_rows(WarmStartRecipe, ""))]
     parts = (
         ("tokenizer", Vocabulary),
@@ -106,6 +114,12 @@ def _component_rows() -> list[tuple[str, ...]]:
         shown = _value(default) if default else "required" if field.is_required() else "unset"
         rows.append((f"`{key}`", f"[{kind}](components.md#{kind})", shown, field.description or "problems and their answers"))
     return rows
+
+
+def _nested(section: type[Config]) -> list[tuple[str, type[Config]]]:
+    """Tables within a section, but for atoms, which have a page of their own."""
+    inner = {key: _config(field.annotation) for key, field in section.model_fields.items()}
+    return [(key, kind) for key, kind in inner.items() if kind is not None and not issubclass(kind, Atom)]
 
 
 def _rows(model: type[Config], prefix: str, only: Iterable[str] | None = None) -> list[tuple[str, ...]]:
@@ -221,6 +235,81 @@ def components_page() -> str:
             head = find_recipe(name, folder=folder).read_text().splitlines()[0].lstrip("# ")
             lines.append(f"| `april {command} {name}` | {_text(head)} |")
     return "\n".join(lines) + "\n"
+
+
+def algorithms_page() -> str:
+    """Every atom and preset with its source, and where the methods live that are no atoms."""
+    sure = "; ".join(f"{letter}: {meaning}" for letter, meaning in catalogue.CERTAINTIES.items())
+    lines = [
+        NOTE,
+        "# Algorithms",
+        "",
+        "Every method by the slot that it fills. [Algorithms](../algorithms.md) says how slots make an algorithm and how to",
+        "choose; [components](components.md) has all options, and the presets in full. `april list algorithm` prints the same.",
+        "",
+        f"The column *sure* says how a formula was checked. {sure}. Golden cases are numbers that tests compare it with.",
+        "",
+        f"Slots: {', '.join(f'[{slot}](#{slot})' for slot in SLOTS)}.",
+        "Then [presets](#presets), [methods that are no atoms](#elsewhere) and [methods that are not here](#outside).",
+    ]
+    for slot in SLOTS:
+        rows = [_method_row(method, method.info) for method in catalogue.methods() if method.slot == slot and method.info]
+        lines += [
+            "",
+            f"## {slot}",
+            "",
+            *_grid(("type", "what it does", "source", "sure", "defaults", "reads", "presets", "golden cases"), rows),
+        ]
+    presets = [
+        (f"`{preset.name}`", _text(preset.summary), _names(preset.own), _names(preset.wants), _names(preset.golden))
+        for preset in catalogue.presets()
+    ]
+    lines += [
+        "",
+        "## presets",
+        "",
+        "*Own* are the atoms that differ from those of `grpo`. *Wants* are columns that not every run has.",
+        "",
+    ]
+    lines += _grid(("preset", "what it is", "own", "wants", "golden cases"), presets)
+    lines += [
+        "",
+        "## elsewhere",
+        "",
+        "Parts of algorithms that live in the rollouts, in rewards, in the engine or in the trainer.",
+        "",
+    ]
+    elsewhere = [(_text(o.name), o.paper, o.where, o.certainty, _names(o.golden)) for o in catalogue.ELSEWHERE]
+    lines += _grid(("method", "source", "where", "sure", "golden cases"), elsewhere)
+    lines += ["", "Schedules decide when rollouts run, watches when a sample ends early; both go with any algorithm:", ""]
+    kinds = ("schedule", "watch")
+    rows = [(kind, f"`{name}`", _text(_first_line(model))) for kind in kinds for name, model in component_table()[kind].items()]
+    lines += _grid(("kind", "type", "what it does"), rows)
+    lines += ["", "## outside", "", "Methods for problems that are not sampled tokens.", ""]
+    lines += _grid(
+        ("method", "source", "reason", "golden cases"),
+        [(o.name, o.paper, _text(o.reason), _names(o.golden)) for o in catalogue.OUTSIDE],
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _method_row(method: catalogue.Method, info: Info) -> tuple[str, ...]:
+    formula = info.formula.replace("|", "\\|")
+    defaults = ", ".join(
+        f"{key} {_value(value) if value != 'required' else 'required'}" for key, value in method.defaults.items()
+    )
+    what = f"{_text(method.summary)} `{formula}`"
+    return (
+        f"`{method.name}`", what, _text(info.paper), info.certainty, defaults, _names(method.reads),
+        catalogue.shortened(method.presets), _names(info.golden),
+    )  # fmt: skip
+
+
+def _grid(head: Iterable[str], rows: list[tuple[str, ...]]) -> list[str]:
+    """A table; an empty cell is a dash."""
+    names = list(head)
+    body = ["| " + " | ".join(cell or "-" for cell in row) + " |" for row in rows]
+    return ["| " + " | ".join(names) + " |", "|" + "---|" * len(names), *body]
 
 
 def _anchor(heading: str) -> str:

@@ -18,6 +18,7 @@ from docs_helpers import DOCS, FENCE, LINK, PAGES, ROOT, blocks, every_page, nam
 from april import registry
 from april.algorithms.atoms import Atom
 from april.algorithms.spec import SLOTS  # with the built-in atoms registered
+from april.config.comparison import find_comparison
 from april.config.load import find_recipe, recipe_names
 from april.config.recipe import Recipe
 from april.config.resolve import resolve
@@ -147,7 +148,10 @@ def check_command(arguments: list[str], mark: str = "") -> None:
     recipe, overrides = context.params.get("recipe"), context.params.get("overrides") or []
     if recipe is None or mark == "sketch" or context.params.get("resume"):
         return
-    if mark != "fails":
+    comparison = find_comparison(recipe) if name == "compare" else None
+    if comparison is not None:
+        resolve(comparison.recipe, overrides=[*comparison.overrides, *overrides])
+    elif mark != "fails":
         resolve(recipe, overrides=overrides) if name != "warm-start" else find_recipe(recipe, folder="warm_start")
 
 

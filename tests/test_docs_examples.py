@@ -86,7 +86,7 @@ def check_recipes(text: str, only_marked: bool = False) -> int:
     for mark, body in blocks(text, "toml"):
         tree = tomllib.loads(body)
         if mark == "preset":
-            tree = {"algorithm": tree}
+            tree = {**tree.pop("recipe", {}), "algorithm": tree}
         elif bool(mark) != only_marked:
             continue
         resolve({"task": TASK, **tree})

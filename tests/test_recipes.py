@@ -16,7 +16,7 @@ from april.run.checks import check_recipe
 from april.run.warm_start import resolve_warm_start, warm_start
 from tests.integration.command_helpers import caller
 
-PROVIDED = ["sampling.entropy=true", "model.reference=packaged"]
+PROVIDED = ["sampling.entropy=true", "model.reference=packaged", "batch.together=query"]
 """What some presets say that they need."""
 
 

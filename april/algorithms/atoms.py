@@ -44,7 +44,7 @@ COLUMNS: dict[str, str] = {
     "mask": "bool, the policy may be trained here; counts in every denominator",
     "trained": "bool, mask without tokens that are too stale",
     "behaviour": "log-prob under the policy that sampled the token",
-    "temperature": "temperature of the token's sample",
+    "temperature": "temperature that the token was drawn at",
     "lag": "int64, versions between the token's weights and the batch; 0 where no policy sampled",
     "step": "int64, number of the update",
     "reward": "reward of the token's sample",
@@ -209,7 +209,7 @@ def atom(
                     "an option needs a type", where=f"{function.__name__}({option.name})", expected="such as width: float = 0.2"
                 )
             options[option.name] = (option.annotation, ... if option.default is option.empty else option.default)
-        config = create_model(name, __base__=Atom, __doc__=function.__doc__ or name, type=(Literal[name], Field(name)), **options)  # type: ignore[valid-type]
+        config = create_model(name, __base__=Atom, __doc__=function.__doc__ or name, type=(Literal[name], Field(name)), **options)  # type: ignore[arg-type]
         config.requires, config.scope = frozenset(requires), scope
         if slot in SLOTS:
             SLOTS[slot].pop(name, None)

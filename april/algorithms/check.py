@@ -2,62 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-from april.algorithms.atoms import OPEN_COLUMNS
+from april.algorithms.atoms import OPEN_COLUMNS, SLOTS, Atom
+from april.algorithms.check_loss import check_loss, key_of_steps
+from april.algorithms.facts import RunFacts, refuse
 from april.algorithms.spec import AlgorithmConfig
-from april.core.errors import RecipeError
 
-GROUP_ESTIMATORS = frozenset(
-    {"group", "leave_one_out", "optimal_baseline", "maximum_likelihood", "pass_at_k", "decoupled", "rubric", "token_weighted",
-     "polychromic", "anchored", "same_step", "tree_subgroups", "tree_gain", "tree_depthwise", "tree_inter_intra"}
-)  # fmt: skip
+__all__ = ["RunFacts", "check", "remarks"]
+
 ALWAYS = frozenset(
-    {"token_ids", "mask", "trained", "behaviour", "temperature", "lag", "reward", "advantage", "proximal", "correct", "finished",
-     "current", "current_entropy", "value", "return", "turn", "anchor", "step"}
-)
-STALE_CORRECTIONS = "behaviour"
-
-
-@dataclass(frozen=True, slots=True)
-class RunFacts:
-    """What a run says about its data, with the recipe keys that say it.
-
-    Attributes:
-        group_size: samples of each prompt.
-        stale_tokens: whether tokens of older versions can reach the learner.
-        has_reference: whether there is a reference policy.
-        records_entropy: whether the engine records entropies.
-        temperature, top_p, top_k: of the training rollouts.
-        max_new_tokens: response budget, or None when it varies.
-        num_optimizer_steps: optimiser steps on each batch.
-        keys: recipe path of each of the above, for messages.
-    """
-
-    group_size: int
-    stale_tokens: bool = False
-    has_reference: bool = False
-    records_entropy: bool = False
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_new_tokens: int | None = None
-    num_optimizer_steps: int = 1
-    keys: tuple[tuple[str, str], ...] = (
-        ("group_size", "batch.group_size"),
-        ("stale_tokens", "schedule.max_lag_steps"),
-        ("has_reference", "model.reference"),
-        ("records_entropy", "sampling.entropy"),
-        ("temperature", "sampling.temperature"),
-        ("top_p", "sampling.top_p"),
-        ("top_k", "sampling.top_k"),
-        ("max_new_tokens", "sampling.max_new_tokens"),
-        ("num_optimizer_steps", "training.num_optimizer_steps"),
-    )
-
-    def key(self, fact: str) -> str:
-        """The recipe path that sets a fact."""
-        return dict(self.keys).get(fact, fact)
+    {"token_ids", "mask", "trained", "behaviour", "temperature", "lag", "reward", "proximal", "correct", "finished", "current",
+     "current_entropy", "return", "turn", "anchor", "step"}
+)  # fmt: skip
+"""Columns that a trainer has or computes in any run."""
+PROVIDERS = {
+    "reference": "set model.reference",
+    "entropy": "set sampling.entropy = true",
+    "value": "add algorithm.objectives.value = {}",
+    "baseline": "measure it beforehand (april.run.anchors) and read it with baseline = 'item.baseline'",
+}
+"""How a column that some runs lack comes to be there."""
 
 
 def check(config: AlgorithmConfig, run: RunFacts) -> None:
@@ -68,25 +33,37 @@ def check(config: AlgorithmConfig, run: RunFacts) -> None:
     """
     _check_sampling(run)
     _check_columns(config, run)
-    _check_credit(config, run)
-    _check_bounds(config)
-    _check_ratio(config, run)
-    _check_corrections(config, run)
+    _check_groups(config, run)
+    _check_queries(config, run)
+    check_loss(config, run)
     _check_lengths(config, run)
+    _check_idle_options(config)
 
 
-def _refuse(what: str, *keys: str, got: object, hint: str, expected: str | None = None) -> None:
-    raise RecipeError(what, where=", ".join(keys), got=got, expected=expected, hint=hint)
+def remarks(config: AlgorithmConfig, run: RunFacts) -> list[str]:
+    """What a user may want to know of an algorithm that works."""
+    one_step = key_of_steps(config, run) is None and not run.interpolates
+    on_proximal = getattr(config.ratio, "anchor", "proximal") == "proximal"
+    out = []
+    if one_step and on_proximal and config.bounds is not None and config.surrogate.type != "none":
+        out.append(
+            "with one optimiser step a batch the ratio is 1 and algorithm.bounds never act; "
+            f"{run.key('num_optimizer_steps')} = 2 or algorithm.ratio.anchor = 'behaviour' lets them"
+        )
+    for name, atom in config.penalties.items():
+        if one_step and "proximal" in atom.needs and "reference" not in atom.needs:
+            out.append(f"algorithm.penalties.{name} is 0 with one optimiser step a batch")
+    return out
 
 
 def _check_sampling(run: RunFacts) -> None:
     if run.temperature <= 0:
-        _refuse(
+        refuse(
             "greedy samples cannot be trained on: their log-prob is 0 whatever the policy",
             run.key("temperature"), "algorithm", got=run.temperature, hint="use a temperature above 0 for training",
         )  # fmt: skip
     if run.top_p < 1 or run.top_k > 0:
-        _refuse(
+        refuse(
             "training on truncated sampling is refused unless the kept set is stored",
             run.key("top_p"), run.key("top_k"), got=f"top_p {run.top_p}, top_k {run.top_k}", hint="set top_p = 1 and top_k = 0",
             expected="samples of the whole distribution",
@@ -94,84 +71,86 @@ def _check_sampling(run: RunFacts) -> None:
 
 
 def _check_columns(config: AlgorithmConfig, run: RunFacts) -> None:
+    """Every column is there when it is read: from the run, or from an atom before."""
     there = ALWAYS | ({"reference"} if run.has_reference else set()) | ({"entropy"} if run.records_entropy else set())
-    there |= {column for _, atom in config.atoms() for column in atom.provides}
-    provider = {"reference": "has_reference", "entropy": "records_entropy"}
+    there |= {"value"} if any(getattr(atom, "role", "policy") == "value" for atom in config.objectives.values()) else set()
+    key = {"reference": run.key("has_reference"), "entropy": run.key("records_entropy"), "value": "algorithm.objectives"}
     for path, atom in config.atoms():
         for column in sorted(name for name in atom.needs - there if not name.startswith(OPEN_COLUMNS)):
-            key = run.key(provider.get(column, column))
-            _refuse(
+            refuse(
                 f"{atom.type!r} needs the column {column!r}, which nothing provides",
-                f"algorithm.{path}", key, got=f"no {column}", hint=f"set {key}, or take algorithm.{path} away",
+                f"algorithm.{path}", key.get(column, f"column {column!r}"), got=f"no {column}",
+                hint=f"{_provider(column)}, or take algorithm.{path} away",
             )  # fmt: skip
+        there |= atom.provides | ({"advantage"} if path == "advantage" else set())
 
 
-def _check_credit(config: AlgorithmConfig, run: RunFacts) -> None:
-    if config.advantage.type in GROUP_ESTIMATORS and run.group_size < 2:
-        _refuse(
-            "a group estimator compares siblings, and there are none",
-            "algorithm.advantage", run.key("group_size"), got=f"{config.advantage.type}, {run.group_size} sample a prompt",
-            expected="2 samples a prompt or more", hint=f"set {run.key('group_size')} to 2 or more",
-        )  # fmt: skip
+def _provider(column: str) -> str:
+    makers = [
+        f"{slot} {name!r}" for slot, atoms in SLOTS.items() for name, entry in atoms.items() if column in entry.config.provides
+    ]
+    return PROVIDERS.get(column) or (f"put the {' or '.join(makers)} before it" if makers else "use another atom")
 
 
-def _check_ratio(config: AlgorithmConfig, run: RunFacts) -> None:
-    surrogate, aggregate = config.surrogate.type, config.aggregate.type
-    if surrogate == "plain":
-        if config.ratio.type != "token":
-            _refuse(
-                "a ratio has no effect on the plain policy gradient",
-                "algorithm.ratio", "algorithm.surrogate", got=config.ratio.type,
-                hint="set algorithm.ratio = 'token' or another surrogate",
+def _check_groups(config: AlgorithmConfig, run: RunFacts) -> None:
+    """Atoms that compare siblings have enough of them, after composers have left some out."""
+    size, cut_by = run.group_size, ""
+    for path, atom in config.atoms():
+        if atom.min_group_size > size:
+            composer = f", algorithm.{cut_by}" if cut_by else ""
+            refuse(
+                f"{atom.type!r} compares siblings, and there are too few",
+                f"algorithm.{path}", run.key("group_size") + composer, got=f"{size} of {run.group_size} samples a prompt train",
+                expected=f"{atom.min_group_size} or more",
+                hint=f"raise {run.key('group_size')}{composer and ' or keep_fraction'}, or use an atom that needs no siblings, "
+                "such as the advantage 'reward_to_go'",
             )  # fmt: skip
-        if run.num_optimizer_steps > 1:
-            _refuse(
-                "the plain policy gradient ignores that later optimiser steps are off-policy",
-                "algorithm.surrogate", run.key("num_optimizer_steps"), got=run.num_optimizer_steps,
-                hint="use algorithm.surrogate = 'clip' or one optimiser step a batch",
+        kept = getattr(atom, "kept", None)
+        if kept is not None and kept(size) < size:
+            size, cut_by = kept(size), path
+
+
+def _check_queries(config: AlgorithmConfig, run: RunFacts) -> None:
+    """Prompts that ask the same are only compared where they meet in a batch."""
+    for path, atom in config.atoms():
+        query = getattr(atom, "query", None)
+        if query is not None and query != f"item.{run.together}":
+            refuse(
+                f"{atom.type!r} compares prompts of one question, which a shuffled data set keeps apart",
+                f"algorithm.{path}.query", run.key("together"), got=f"{query}, {run.together or 'not set'}",
+                expected="the same number of the item", hint=f"set {run.key('together')} = {str(query).removeprefix('item.')!r}",
             )  # fmt: skip
-    if config.ratio.type == "sequence" and surrogate != "vespo" and aggregate not in ("sequence_mean", "sequence_sum"):
-        _refuse(
-            "a ratio of whole samples counts each sample once for every token under this aggregate",
-            "algorithm.ratio", "algorithm.aggregate", got=f"sequence, {aggregate}",
-            hint="use algorithm.aggregate = 'sequence_mean'",
-        )  # fmt: skip
-
-
-def _check_bounds(config: AlgorithmConfig) -> None:
-    use = getattr(config.surrogate, "bounds_use", "optional")
-    if use == "unused" and config.bounds is not None:
-        _refuse(
-            f"bounds have no effect on the surrogate {config.surrogate.type!r}",
-            "algorithm.bounds", "algorithm.surrogate", got=config.bounds.type, hint="set algorithm.bounds = false",
-        )  # fmt: skip
-    dual = getattr(config.surrogate, "dual_clip", None)
-    if use == "needed" and config.bounds is None and (dual is None or config.surrogate.type != "clip"):
-        _refuse(
-            f"the surrogate {config.surrogate.type!r} has no bounds",
-            "algorithm.surrogate", "algorithm.bounds", got="bounds = false", hint="set algorithm.bounds = { type = 'constant' }",
-        )  # fmt: skip
-
-
-def _check_corrections(config: AlgorithmConfig, run: RunFacts) -> None:
-    corrected = config.surrogate.type == "none" or any(
-        STALE_CORRECTIONS in atom.needs for atom in (config.ratio, config.surrogate, *config.weights.values())
-    )
-    if run.stale_tokens and not corrected:
-        _refuse(
-            "tokens of older versions are trained on without a correction",
-            "algorithm.weights", run.key("stale_tokens"), got=sorted(config.weights) or "no weights",
-            expected="a weight that corrects for old behaviour",
-            hint="add algorithm.weights.tis = { cap = 2.0 }, or allow no lag",
-        )  # fmt: skip
 
 
 def _check_lengths(config: AlgorithmConfig, run: RunFacts) -> None:
     for index, atom in enumerate(config.reward):
         limit = getattr(atom, "max_tokens", None)
-        if limit is not None and run.max_new_tokens is not None and limit - atom.buffer_tokens >= run.max_new_tokens:  # type: ignore[attr-defined]
-            _refuse(
+        if (
+            limit is not None
+            and run.max_new_tokens is not None
+            and limit - getattr(atom, "buffer_tokens", 0) >= run.max_new_tokens
+        ):
+            refuse(
                 "the length penalty starts beyond the longest response",
                 f"algorithm.reward[{index}].max_tokens", run.key("max_new_tokens"), got=f"{limit}, {run.max_new_tokens}",
                 hint=f"set max_tokens to {run.max_new_tokens}",
             )  # fmt: skip
+
+
+def _check_idle_options(config: AlgorithmConfig) -> None:
+    """An option that was set, and that another one makes useless, is a mistake."""
+    for path, atom in config.atoms():
+        for option, cause in _idle(atom):
+            refuse(
+                f"an option of {atom.type!r} has no effect",
+                f"algorithm.{path}.{option}", f"algorithm.{path}.{cause}",
+                got=f"{option} = {getattr(atom, option)!r}, {cause} = {getattr(atom, cause)!r}", hint=f"leave {option} out",
+            )  # fmt: skip
+
+
+def _idle(atom: Atom) -> Iterator[tuple[str, str]]:
+    """Idle options whose value is not their default, each with what makes it idle."""
+    fields = type(atom).model_fields
+    for option, cause in atom.idle_options.items():
+        if getattr(atom, option) != fields[option].get_default(call_default_factory=True):
+            yield option, cause

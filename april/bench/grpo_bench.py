@@ -11,10 +11,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+from april.bench.grpo_policy import start_policy
 from april.config.resolve import Resolved, resolve
 from april.core.errors import EngineError
 from april.core.template import fill
@@ -37,7 +39,8 @@ class GrpoOptions:
 
     Attributes:
         workload: key of `WORKLOADS`.
-        model: policy to start from.
+        model: policy to start from; "3m" is made where it is not there yet.
+        models: folder of policies that are made.
         steps, groups_per_step, group_size: of each run.
         seeds: runs of each side.
         threads: CPU threads of each run.
@@ -52,10 +55,13 @@ class GrpoOptions:
     seeds: int = 3
     threads: int = 2
     trl_python: str = sys.executable
+    models: Path = Path("bench-run/models")
 
 
 def run_grpo_bench(options: GrpoOptions, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run both sides for every seed; returns seconds, tokens and accuracies, and the ratio of the seconds seed by seed."""
+    """Run both sides for every seed; returns seconds, tokens and accuracies, and their ratios and differences by seed."""
+    named = options.model
+    options = replace(options, model=start_policy(named, options.workload, options.models, options.threads, say))
     sides: dict[str, list[dict[str, Any]]] = {"april": [], "april-sync": [], "trl": []}
     for seed in range(options.seeds):
         for side in list(sides) if seed % 2 == 0 else list(sides)[::-1]:
@@ -67,13 +73,16 @@ def run_grpo_bench(options: GrpoOptions, out: Path, say: Callable[[str], None]) 
         side: [t["wall_s"] / a["wall_s"] for t, a in zip(sides["trl"], sides[side], strict=True)]
         for side in ("april", "april-sync")
     }
+    gains = {side: [a["accuracy"] - t["accuracy"] for t, a in zip(sides["trl"], sides[side], strict=True)] for side in ratios}
     return {
         "workload": options.workload,
         "options": {
-            name: getattr(options, name) for name in ("model", "steps", "groups_per_step", "group_size", "seeds", "threads")
+            "model": named,
+            **{name: getattr(options, name) for name in ("steps", "groups_per_step", "group_size", "seeds", "threads")},
         },
         "sides": sides,
         "speedup_over_trl": {side: _interval(values) for side, values in ratios.items()},
+        "accuracy_over_trl": {side: _interval(values) for side, values in gains.items()},
     }
 
 
@@ -126,6 +135,8 @@ def _april(options: GrpoOptions, seed: int, folder: Path, side: str) -> dict[str
         "wall_s": sum(row["step_s"] for row in rows),
         "num_samples": summary["samples_trained"],
         "num_tokens": summary["tokens_trained"],
+        "length_median": median(row["length_p50"] for row in rows),
+        "length_max": max(row["length_max"] for row in rows),
         "accuracy": summary["accuracy_after"],
         "accuracy_before": summary["accuracy_before"],
     }

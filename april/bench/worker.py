@@ -80,14 +80,21 @@ class Worker:
             self._peer.close()
 
 
-def make_model(model: str, folder: str) -> dict[str, Any]:
-    """Write a model with random weights as Hugging Face saves it."""
+def random_model(model: str) -> Any:
+    """A Hugging Face model with random weights, in evaluation mode."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(WEIGHT_SEED)
     module: Any = Qwen3ForCausalLM
-    module(Qwen3Config(**shape_named(model).hf_config(), dtype="float32")).save_pretrained(folder)
+    return module(Qwen3Config(**shape_named(model).hf_config(), dtype="float32")).eval()
+
+
+def make_model(model: str, folder: str) -> dict[str, Any]:
+    """Write a model with random weights as Hugging Face saves it."""
+    import torch
+
+    random_model(model).save_pretrained(folder)
     return {"torch": torch.__version__}
 
 

@@ -20,10 +20,12 @@ from april.core.group import Failure, Reward
 from april.core.ids import GroupId, SampleId
 from april.core.prompt import Prompt
 from april.core.sample import Parent, Sample, Segment, Span
-from april.core.sampling import SamplingSpec
+from april.core.sampling import AdaptiveTemperature, SamplingSpec
 
 _TUPLES: dict[str, Any] = {cls.__name__: cls for cls in (GroupId, SampleId, Span, Parent)}
-_DATACLASSES: dict[str, Any] = {cls.__name__: cls for cls in (SamplingSpec, Segment, Sample, Reward, Failure)}
+_DATACLASSES: dict[str, Any] = {
+    cls.__name__: cls for cls in (AdaptiveTemperature, SamplingSpec, Segment, Sample, Reward, Failure)
+}
 _FRAME = struct.Struct("<II")
 """Length of the payload and its CRC-32."""
 _HEADER = struct.Struct("<I")

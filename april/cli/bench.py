@@ -153,6 +153,30 @@ def columns(
         emit({"command": _command(), "results": results})
 
 
+@app.command()
+def simulator(
+    out: Annotated[Path, typer.Option(help="Folder of results.json, costs.json and the recorded lengths.")] = Path("bench-run"),
+    recipe: Annotated[str, typer.Option(help="A packaged recipe or a TOML file; it is run without learning.")] = "quickstart",
+    steps: Annotated[int, typer.Option(min=1, help="Compared steps of each schedule.")] = 20,
+    costs: Annotated[Path | None, typer.Option(help="Constants of `april calibrate`; measured first when left out.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Exit code 1 when a median error is above the tolerance.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Calibrate once, run schedules for real, and compare each step with what the simulator says."""
+    from april.bench.simulator_bench import SimulatorOptions, markdown, run_simulator_bench
+    from april.cli.main import emit
+
+    options = SimulatorOptions(recipe, steps=steps, costs=costs)
+    results = {"command": _command(), **run_simulator_bench(options, out / "simulator", _say)}
+    (out / "simulator.json").write_text(json.dumps(results, indent=1) + "\n")
+    if as_json:
+        emit(results)
+    else:
+        print(markdown(results), end="")
+    if check and not results["ok"]:
+        sys.exit(1)
+
+
 def _run(options: BenchOptions, out: Path, as_json: bool) -> None:
     """Measure, write the files, print the table or the ratios."""
     from april.bench.engine_bench import run_engine_bench
@@ -168,6 +192,31 @@ def _run(options: BenchOptions, out: Path, as_json: bool) -> None:
         emit({"results": str(out / "results.json"), "table": str(out / "table.md"), "ratios": ratios})
     else:
         print(markdown(results), end="")
+
+
+@app.command()
+def controller(
+    in_flight: Annotated[int, typer.Option(min=8, help="Samples in the engines at once.")] = 10_000,
+    engines: Annotated[int, typer.Option(min=1, help="Engines behind the pool.")] = 64,
+    steps: Annotated[int, typer.Option(min=2, help="Batches; the first is not counted.")] = 6,
+    group_size: Annotated[int, typer.Option(min=1, help="Samples of a prompt.")] = 8,
+    schedule: Annotated[str, typer.Option(help="Schedules, separated by commas: bounded_async, april.")] = "bounded_async,april",
+    rounds: Annotated[int, typer.Option(min=1, help="Repetitions; medians are shown.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """What the controller costs by itself: CPU time of driver, pools and schedule for one event of one sample."""
+    from april.bench.controller_bench import ControllerOptions, run_controller_bench
+    from april.cli.main import emit
+
+    options = ControllerOptions(in_flight, engines, steps, group_size, schedules=_names(schedule), rounds=rounds)
+    results = {"command": _command(), **run_controller_bench(options, _say)}
+    if as_json:
+        emit(results)
+        return
+    for case in results["cases"]:
+        share = f"{case['core_fraction_at_1000_per_s']:.1%} of a core at 1,000 a second"
+        told = f"{case['microseconds_per_event']:.1f} us an event, {share}"
+        print(f"{case['schedule']}: {told}; {case['growth']:.2f} times that of a tenth of the samples")
 
 
 @app.command()

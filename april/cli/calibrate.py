@@ -26,14 +26,16 @@ def calibrate_command(recipe: str, overlays: list[str], overrides: list[str], ou
         emit({"costs": str(out), "points": str(points), **costs.model_dump(mode="json")})
         return
     engine, train, fit = costs.engine, costs.train, costs.calibration
-    print(f"decode step   {engine.step_fixed_s:.3g} s + {engine.step_per_sequence_s:.3g} B + {engine.context_token_read_s:.3g} K")
-    print(f"prefill       {engine.admit_s:.3g} s a sample + {engine.prefill_per_token_s:.3g} L + {engine.prefill_per_token2_s:.3g} L^2")
+    table = ", ".join(f"{batch}: {seconds * 1e3:.3g}" for batch, seconds in engine.step_by_batch_s)
+    print(f"decode step   {engine.context_token_read_s:.3g} s K + ms by sequences: {table}")
+    taken = f"{engine.admission_s:.3g} s + {engine.admit_s:.3g} a sample"
+    print(f"taking in     {taken} + {engine.prefill_per_token_s:.3g} L + {engine.prefill_per_token2_s:.3g} L^2")
     print(f"update        {train.fixed_s:.3g} s + {train.per_token_s:.3g} T;  new weights {engine.sync_s:.3g} s")
     if fit is not None:
         for name, error in (("decode", fit.decode), ("prefill", fit.prefill), ("updates", fit.updates)):
             median, largest = percent(error.median_fraction), percent(error.max_fraction)
             print(f"fit of {name:<8} {error.points} points, median error {median}, largest {largest}")
-    print(f"written to {out}; take it as `costs = \"{out}\"` in a study, or `april plan --hardware {out}`")
+    print(f'written to {out}; take it as `costs = "{out}"` in a study, or `april plan --hardware {out}`')
 
 
 def _say(line: str) -> None:

@@ -124,13 +124,17 @@ def write_results(comparison: Comparison, folders: Folders, out: Path) -> dict[s
     report = write_comparison(done, out / "comparison.html")
     (out / "comparison.md").write_text(markdown_table(comparison_rows(done, comparison.measures)) + "\n")
     figures = {name: _figures(group, comparison.measures) for name, group in done.items()}
+    target, seconds = _to_target(done)
     payload = {
         "recipe": comparison.recipe,
         "overrides": list(comparison.overrides),
         "seeds": comparison.seeds,
         "baseline": comparison.against,
         "report": str(report),
-        "arms": {name: {"overrides": list(comparison.arms[name]), **figures[name]} for name in done},
+        "target_accuracy": target,
+        "arms": {
+            name: {"overrides": list(comparison.arms[name]), **figures[name], "seconds_to_target": seconds[name]} for name in done
+        },
         "speedups": _speedups(comparison, done),
     }
     (out / "comparison.json").write_text(json.dumps(payload, indent=1) + "\n")
@@ -138,17 +142,28 @@ def write_results(comparison: Comparison, folders: Folders, out: Path) -> dict[s
 
 
 def _figures(folders: list[Path], measures: tuple[str, ...]) -> dict[str, Any]:
-    from april.observe.compare import mean_measure
+    from april.observe.compare import held_out, mean_curve, mean_measure
     from april.observe.report_data import load_run
 
     runs = [load_run(folder) for folder in folders]
     columns = {key: [run.summary.get(key) for run in runs] for key in SHOWN}
+    columns["tokens_per_s"] = [run.summary["tokens_generated"] / run.summary["rollout_s"] for run in runs]
     columns |= {key: [mean_measure(run, key) for run in runs] for key in measures}
-    return {
-        key: _interval([float(value) for value in column if value is not None])
-        for key, column in columns.items()
-        if any(v is not None for v in column)
-    }
+    known = {key: [float(value) for value in column if value is not None] for key, column in columns.items()}
+    steps, accuracy = mean_curve([held_out(run, "step") for run in runs])
+    curve = {"curve": [[step, value] for step, value in zip(steps, accuracy, strict=True)]}
+    return {key: _interval(values) for key, values in known.items() if values} | curve
+
+
+def _to_target(done: Folders) -> tuple[float, dict[str, Any]]:
+    """The accuracy that every finished run ends at or above, and the seconds that each run took to reach it."""
+    from april.observe.compare import held_out, reached_s
+    from april.observe.report_data import load_run
+
+    runs = {name: [load_run(folder) for folder in group] for name, group in done.items()}
+    target = min(held_out(run, "step")[1][-1] for group in runs.values() for run in group)
+    seconds = {name: [reached_s(run, target) for run in group] for name, group in runs.items()}
+    return target, {name: _interval([value for value in group if value is not None]) for name, group in seconds.items()}
 
 
 def _speedups(comparison: Comparison, done: Folders) -> dict[str, Any]:
@@ -173,4 +188,7 @@ def _interval(values: list[float]) -> dict[str, Any]:
     from april.observe.statistics import mean_interval
 
     estimate = mean_interval(values)
-    return {"mean": estimate.value, "low": estimate.low, "high": estimate.high, "runs": values}
+    bounds = (
+        {"low": estimate.low, "high": estimate.high} if len(values) > 1 else {"low": None, "high": None}
+    )  # one run has no interval
+    return {"mean": estimate.value, **bounds, "runs": values}

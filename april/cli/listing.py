@@ -83,9 +83,8 @@ def components() -> dict[str, list[dict[str, Any]]]:
 
 def _atom(method: Any, model: Any) -> dict[str, Any]:
     """An atom with what the catalogue says of it."""
-    info = method.info
-    said = {"paper": info.paper, "formula": info.formula, "certainty": info.certainty, "golden": list(info.golden)}
-    return _entry(method.name, model) | said | {"reads": list(method.reads), "presets": list(method.presets)}
+    info = method.info._asdict() if method.info is not None else {}
+    return _entry(method.name, model) | info | {"reads": list(method.reads), "presets": list(method.presets)}
 
 
 def _source(entry: dict[str, Any]) -> list[str]:

@@ -238,6 +238,17 @@ def report(
 
 
 @app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, while it runs or afterwards.")],
+    as_json: Json = False,
+) -> None:
+    """Tell what a run is doing now, and who waits for what."""
+    from april.cli.status import status_command
+
+    status_command(folder, as_json)
+
+
+@app.command()
 def config(
     recipe: RecipeName,
     overrides: Overrides = None,

@@ -209,22 +209,31 @@ def _add_with_bases(layers: Layers, tree: Mapping[str, Any], origin: str, beside
     layers.add(rest, origin)
 
 
+def read_preset(name: str) -> tuple[Tree, Tree]:
+    """The algorithm of a preset, and what it says of other parts of a recipe.
+
+    Raises:
+        RecipeError: there is no such preset.
+    """
+    path = Path(str(files("april") / "recipes" / "algorithm" / f"{name}.toml"))
+    if not path.exists():
+        raise RecipeError(
+            "unknown preset", where="algorithm.preset", got=name, **choice(name, recipe_names("algorithm"), "leave it out")
+        )
+    tree = read_toml(path)
+    return tree, tree.pop("recipe", {})
+
+
 def _expand_preset(layers: Layers) -> None:
-    """Lay the named algorithm preset under what the recipe says about the algorithm."""
+    """Lay the named algorithm preset under what the recipe says; its table `recipe` speaks of other parts than the algorithm."""
     algorithm = layers.values.get("algorithm")
     if not isinstance(algorithm, dict) or "preset" not in algorithm:
         return
     name = algorithm.pop("preset")
     layers.origins.pop("algorithm.preset", None)
-    path = Path(str(files("april") / "recipes" / "algorithm" / f"{name}.toml"))
-    if not path.exists():
-        raise RecipeError(
-            "unknown preset", where="algorithm.preset", got=name, **choice(str(name), recipe_names("algorithm"), "leave it out")
-        )
-    preset = Layers()
-    preset.add({"algorithm": read_toml(path)}, f"preset {name}")
-    stronger = {key: origin for key, origin in layers.origins.items() if key.startswith("algorithm.")}
-    preset.add({"algorithm": algorithm}, "recipe")
-    layers.values["algorithm"] = preset.values["algorithm"]
+    (tree, others), preset, stronger = read_preset(str(name)), Layers(), dict(layers.origins)
+    preset.add({**others, "algorithm": tree}, f"preset {name}")
+    preset.add({key: layers.values[key] for key in preset.values if key in layers.values}, "recipe")
+    layers.values |= preset.values
     layers.dropped |= preset.dropped
     layers.origins = {**layers.origins, **{key: stronger.get(key, origin) for key, origin in preset.origins.items()}}

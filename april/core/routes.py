@@ -13,19 +13,27 @@ Routes = npt.NDArray[np.unsignedinteger[Any]]
 """uint8 or uint16 (T, layers, k): experts in the pass that drew each token; the largest number where they are unknown."""
 
 
-def frozen_routes(routes: Routes) -> Routes:
-    """A read-only copy-if-needed.
+def freeze_routes(owner: object, *names: str) -> None:
+    """Make these attributes read-only copies-if-needed; None stays.
 
     Raises:
         DataError: another shape or type.
     """
-    array = np.asarray(routes)
-    if array.ndim != 3 or array.dtype not in (np.uint8, np.uint16):
-        raise DataError("routes have another form", got=f"{array.dtype} {array.shape}", expected="uint8 or uint16 (T, layers, k)")
-    if array.flags.writeable:
-        array = array.copy()
-        array.flags.writeable = False
-    return array
+    for name in names:
+        if getattr(owner, name) is None:
+            continue
+        array = np.asarray(getattr(owner, name))
+        if array.ndim != 3 or array.dtype not in (np.uint8, np.uint16):
+            raise DataError(
+                "routes have another form",
+                where=name,
+                got=f"{array.dtype} {array.shape}",
+                expected="uint8 or uint16 (T, layers, k)",
+            )
+        if array.flags.writeable:
+            array = array.copy()
+            array.flags.writeable = False
+        object.__setattr__(owner, name, array)
 
 
 def unknown_routes(num_tokens: int, like: Routes) -> Routes:

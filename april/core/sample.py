@@ -13,7 +13,7 @@ A request to an engine is a `Sample`: resume, migration, forking and crash recov
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from april.core.errors import DataError
 from april.core.ids import NO_VERSION, SampleId, Version
 from april.core.prompt import Prompt, Tokens, frozen_array
-from april.core.routes import Routes, frozen_routes, joined_routes
+from april.core.routes import Routes, freeze_routes, joined_routes
 from april.core.sampling import SamplingSpec
 
 Floats = npt.NDArray[np.float32]
@@ -66,6 +66,7 @@ class Segment:
         sampler: which engine and numerics drew them.
         entropies: float32 (T,) in nats, or None where they were not asked for.
         routes: (T, layers, k), the experts of each MoE layer in the pass that drew the token, or None.
+        prompt_routes: (P - 1, layers, k) of the prompt's tokens but the last, with a sample's first segment, or None.
     """
 
     token_ids: Tokens
@@ -74,14 +75,14 @@ class Segment:
     sampler: str = ""
     entropies: Floats | None = None
     routes: Routes | None = None
+    prompt_routes: Routes | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token_ids", frozen_array(self.token_ids, np.int32))
         object.__setattr__(self, "logprobs", frozen_array(self.logprobs, np.float32))
         if self.entropies is not None:
             object.__setattr__(self, "entropies", frozen_array(self.entropies, np.float32))
-        if self.routes is not None:
-            object.__setattr__(self, "routes", frozen_routes(self.routes))
+        freeze_routes(self, "routes", "prompt_routes")
         _check_aligned("segment", len(self.token_ids), logprobs=self.logprobs, entropies=self.entropies, routes=self.routes)
 
     def __len__(self) -> int:
@@ -101,7 +102,7 @@ class Sample:
         loss_mask: bool (T,), True where the policy may be trained.
         spans: cover [0, T) without gaps; versions of sampled spans do not decrease.
         entropies: float32 (T,) or None.
-        routes: (T, layers, k) or None, as those of a segment.
+        routes, prompt_routes: (T, layers, k) and (P - 1, layers, k) or None, as those of a segment.
         stop: why the sample ended; None while it may go on.
         parent: where it was forked from; None for a root.
 
@@ -112,14 +113,15 @@ class Sample:
     id: SampleId
     prompt: Prompt
     spec: SamplingSpec
-    token_ids: Tokens = field(default_factory=lambda: np.zeros(0, np.int32))
-    behaviour_logprobs: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
-    loss_mask: Flags = field(default_factory=lambda: np.zeros(0, np.bool_))
+    token_ids: Tokens = field(default_factory=lambda: _NO_TOKENS)
+    behaviour_logprobs: Floats = field(default_factory=lambda: _NO_LOGPROBS)
+    loss_mask: Flags = field(default_factory=lambda: _NO_FLAGS)
     spans: tuple[Span, ...] = ()
     entropies: Floats | None = None
     stop: Stop | None = None
     parent: Parent | None = None
     routes: Routes | None = None
+    prompt_routes: Routes | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token_ids", frozen_array(self.token_ids, np.int32))
@@ -127,8 +129,7 @@ class Sample:
         object.__setattr__(self, "loss_mask", frozen_array(self.loss_mask, np.bool_))
         if self.entropies is not None:
             object.__setattr__(self, "entropies", frozen_array(self.entropies, np.float32))
-        if self.routes is not None:
-            object.__setattr__(self, "routes", frozen_routes(self.routes))
+        freeze_routes(self, "routes", "prompt_routes")
         self._check()
 
     def _check(self) -> None:
@@ -141,16 +142,7 @@ class Sample:
             entropies=self.entropies,
             routes=self.routes,
         )
-        if length > self.spec.max_new_tokens:
-            raise DataError(
-                "a response is longer than its budget",
-                where=str(self.id),
-                got=length,
-                expected=f"<= {self.spec.max_new_tokens}",
-            )
-        logprobs = self.behaviour_logprobs if self.behaviour_logprobs.strides != (0,) else self.behaviour_logprobs[:1]
-        if length and (not np.isfinite(logprobs).all() or float(logprobs.max()) > 1e-4):
-            raise DataError("a behaviour log-prob is not a log-prob", where=str(self.id), expected="finite and <= 0")
+        self._check_new(length, self.behaviour_logprobs)
         end, newest = 0, NO_VERSION
         for span in self.spans:
             if span.start != end or span.end <= span.start:
@@ -166,6 +158,19 @@ class Sample:
             end = span.end
         if end != length:
             raise DataError("spans do not cover the response", where=str(self.id), got=f"spans to {end}", expected=f"{length}")
+
+    def _check_new(self, length: int, logprobs: Floats) -> None:
+        """That a response of this length is within the budget, and that these are log-probs."""
+        if length > self.spec.max_new_tokens:
+            raise DataError(
+                "a response is longer than its budget",
+                where=str(self.id),
+                got=length,
+                expected=f"<= {self.spec.max_new_tokens}",
+            )
+        logprobs = logprobs if logprobs.strides != (0,) else logprobs[:1]
+        if len(logprobs) and not (float(logprobs.min()) > -np.inf and float(logprobs.max()) <= 1e-4):  # false for NaN, too
+            raise DataError("a behaviour log-prob is not a log-prob", where=str(self.id), expected="finite and <= 0")
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -200,12 +205,16 @@ class Sample:
         if len(segment) == 0:
             return self
         start, end = len(self), len(self) + len(segment)
+        self._check_new(end, segment.logprobs)
+        newest = next((span.version for span in reversed(self.spans) if span.origin == "sampled"), NO_VERSION)
+        if segment.version < newest:
+            raise DataError("versions decrease along a response", where=str(self.id), got=f"{segment.version} after {self.spans}")
         span = Span(start, end, segment.version, "sampled", segment.sampler)
         spans = self.spans
         if spans and spans[-1]._replace(start=0, end=0) == span._replace(start=0, end=0):
             span, spans = span._replace(start=spans[-1].start), spans[:-1]
         simulated = segment.token_ids.strides == (0,)
-        return replace(
+        return _changed(
             self,
             token_ids=_appended(self.token_ids, segment.token_ids),
             behaviour_logprobs=_appended(self.behaviour_logprobs, segment.logprobs),
@@ -213,11 +222,12 @@ class Sample:
             spans=(*spans, span),
             entropies=_joined(self, segment),
             routes=joined_routes(self.routes, segment.routes, (start, len(segment)), self.id),
+            prompt_routes=self.prompt_routes if start else segment.prompt_routes,
         )
 
     def finished(self, stop: Stop) -> Sample:
         """This sample, ended for the given reason."""
-        return replace(self, stop=stop)
+        return _changed(self, stop=stop)
 
     def forked(self, position: int, branch: str) -> Sample:
         """A child that shares the prompt and the first `position` response tokens, with its own random stream.
@@ -245,10 +255,26 @@ class Sample:
             entropies=None if self.entropies is None else self.entropies[:position],
             parent=Parent(self.id, position),
             routes=None if self.routes is None else self.routes[:position],
+            prompt_routes=self.prompt_routes,
         )
 
 
+_NO_TOKENS: Tokens = frozen_array(np.zeros(0), np.int32)
+_NO_LOGPROBS: Floats = frozen_array(np.zeros(0), np.float32)
+_NO_FLAGS: Flags = frozen_array(np.zeros(0), np.bool_)
 _TRUE = np.ones(1, np.bool_)
+_FIELDS = tuple(Sample.__dataclass_fields__)
+
+
+def _changed(sample: Sample, **changes: Any) -> Sample:
+    """A copy whose changes are known to be right: what was checked once is not checked again with each new segment."""
+    out = object.__new__(Sample)
+    for name in _FIELDS:
+        value = changes[name] if name in changes else getattr(sample, name)
+        if isinstance(value, np.ndarray) and value.flags.writeable:
+            value.flags.writeable = False
+        object.__setattr__(out, name, value)
+    return out
 
 
 def repeated(value: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:

@@ -107,7 +107,9 @@ class Engine(Protocol):
     """
 
     name: str
-    caps: Caps
+
+    @property
+    def caps(self) -> Caps: ...
 
     def ready_at(self) -> float | None: ...
 

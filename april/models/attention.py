@@ -8,7 +8,7 @@ hides it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -47,8 +47,10 @@ class PackedLayout:
         blocks: in ascending order of length; together they cover all M rows.
         order: int64 (M,), original row of each sorted row; None when the order is unchanged.
         inverse: int64 (M,), sorted row of each original row; None when the order is unchanged.
-        positions: int64 (M,), position of each sorted row within its sequence.
+        positions: int64 (M,), position of each sorted row within its sequence; (U,) where prefixes are shared.
         starts: first sorted row of each sequence, in original order.
+        keep: int64 (U,), the sorted row that stands for each row that is computed; None when all are.
+        expand: int64 (M,), the computed row of each sorted row; None when all are computed.
     """
 
     blocks: tuple[Block, ...]
@@ -56,6 +58,8 @@ class PackedLayout:
     inverse: torch.Tensor | None
     positions: torch.Tensor
     starts: tuple[int, ...]
+    keep: torch.Tensor | None = None
+    expand: torch.Tensor | None = None
 
 
 def group_lengths(ascending: Sequence[int]) -> list[tuple[int, int]]:
@@ -71,6 +75,33 @@ def group_lengths(ascending: Sequence[int]) -> list[tuple[int, int]]:
     if ascending:
         runs.append((first, len(ascending)))
     return runs
+
+
+def shared_prefixes(layout: PackedLayout, lengths: Sequence[int], prefixes: Sequence[tuple[int, int]]) -> PackedLayout:
+    """The same layout with the rows of a common prefix computed once: all but attention sees each of them once.
+
+    Args:
+        layout: of `lengths`.
+        lengths: tokens of each sequence, in original order.
+        prefixes: for each sequence the number of its prefix (equal numbers are equal tokens) and its length.
+    """
+    device = layout.positions.device
+    size, start = torch.tensor(list(lengths)), torch.tensor(layout.starts)
+    number, length = torch.tensor(list(prefixes), dtype=torch.int64).unbind(1)
+    rank = torch.argsort(start)
+    owner = torch.full((int(number.max()) + 1,), len(size))
+    owner.scatter_reduce_(0, number[rank], torch.arange(len(size)), "amin")  # the first of the sorted sequences
+    sequence = torch.repeat_interleave(rank, size[rank])  # of each sorted row, by its original number
+    position = layout.positions.cpu()
+    source = start[rank[owner[number]]][sequence] + position
+    source = torch.where(position < length[sequence], source, torch.arange(len(sequence)))
+    keep = torch.nonzero(source == torch.arange(len(sequence))).squeeze(1)
+    if len(keep) == len(sequence):
+        return layout
+    computed = torch.empty(len(sequence), dtype=torch.int64)
+    computed[keep] = torch.arange(len(keep))
+    kept = keep.to(device)
+    return replace(layout, positions=layout.positions[kept], keep=kept, expand=computed[source].to(device))
 
 
 def packed_layout(lengths: Sequence[int], device: torch.device | str = "cpu") -> PackedLayout:
@@ -125,14 +156,17 @@ def packed_causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch
     """Scaled dot-product attention within each sequence.
 
     Args:
-        query: (M, H, d), rows sorted as `layout` says.
+        query: (M, H, d), rows sorted as `layout` says; (U, H, d) where prefixes are shared.
         key, value: (M, H_kv, d); H is a multiple of H_kv.
 
     Returns:
         (M, H * d), in the same row order.
     """
+    if layout.expand is not None:
+        query, key, value = (x.index_select(0, layout.expand) for x in (query, key, value))
     outputs = [_attend_block(query, key, value, block) for block in layout.blocks]
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    rows = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return rows if layout.keep is None else rows.index_select(0, layout.keep)
 
 
 def _attend_block(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, block: Block) -> torch.Tensor:

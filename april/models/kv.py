@@ -5,17 +5,25 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+# Keys of one layer that do not fit into a core's own caches are read at the pace of the processor's prefetching, which
+# loses its thread at every gap: reading on through unwritten places is faster than skipping them.
+_STREAMED_BYTES = 2**20
+
 
 class KvBucket:
     """Keys and values of up to `rows` sequences of at most `capacity` tokens.
 
     `data` is (layers, 2, rows, H_kv, capacity, d). Row r holds the tokens of the r-th occupant; `write` and `attend` work on
-    the first `size` rows at once, so finished sequences cost nothing. Unwritten places are masked, and always finite.
+    the first `size` rows at once, so finished sequences cost nothing. Unwritten places of occupied rows are masked, and
+    always finite.
 
     Args:
         num_layers, num_kv_heads, head_dim: sizes of the model.
         capacity: tokens a row can hold.
         dtype, device: of the memory.
+
+    Attributes:
+        generation: changes whenever the memory moves.
     """
 
     def __init__(
@@ -23,7 +31,7 @@ class KvBucket:
     ) -> None:
         self.num_layers, self.num_kv_heads, self.head_dim, self.capacity = num_layers, num_kv_heads, head_dim, capacity
         self.dtype, self.device = dtype, device
-        self.size = self.rows = self.longest = 0
+        self.size = self.rows = self.longest = self.generation = 0
         # Small CPU products are faster as plain batched matrix products; elsewhere the fused kernel wins.
         self.fused = device.type != "cpu" or dtype not in (torch.float32, torch.float64)
         self.resize(0)
@@ -31,18 +39,21 @@ class KvBucket:
     def resize(self, rows: int) -> None:
         """Allocate memory for so many rows (at least the occupied ones) and keep what is there."""
         shape = (self.num_layers, 2, rows, self.num_kv_heads, self.capacity, self.head_dim)
-        data = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        data = torch.empty(shape, dtype=self.dtype, device=self.device)
         if self.size:
             data[:, :, : self.size] = self.data[:, :, : self.size]
         self._mask = torch.empty((rows, self.num_kv_heads, self.capacity), dtype=self.dtype, device=self.device)
         self.data, self.rows = data, rows
+        self.generation += 1
 
     def insert(self, source: torch.Tensor | None, length: int) -> int:
         """Occupy the next allocated row with `length` tokens of KV (layers, 2, H_kv, length, d); returns the row."""
         row = self.size
         self.size += 1
+        known = length if source is not None else 0
         if source is not None and length:
             self.data[:, :, row, :, :length] = source
+        self.data[:, :, row, :, known:].zero_()
         return row
 
     def insert_rows(self, source: torch.Tensor, lengths: list[int]) -> int:
@@ -58,6 +69,7 @@ class KvBucket:
         first, longest = self.size, max(lengths)
         self.size += len(lengths)
         self.data[:, :, first : self.size, :, :longest] = source[..., :longest, :]
+        self.data[:, :, first : self.size, :, longest:].zero_()
         return first
 
     def remove(self, row: int, last_length: int) -> None:
@@ -97,7 +109,13 @@ class KvBucket:
         self._mask_index += 1
         self.longest += 1
         self._mask_places.index_fill_(0, self._mask_index, 0.0)
-        self._step_mask = self._mask_rows[:, :, : self.longest]
+        self._width = self._read_tokens()
+        self._step_mask = self._mask_rows[:, :, : self._width]
+
+    def _read_tokens(self) -> int:
+        """Places of a row that attention reads; those behind the row's tokens are masked."""
+        key_bytes = self.size * self.num_kv_heads * self.capacity * self.head_dim * self.dtype.itemsize
+        return self.capacity if 2 * self.longest >= self.capacity and key_bytes >= _STREAMED_BYTES else self.longest
 
     def write(self, layer: int, key_value: torch.Tensor) -> None:
         """Store the new token's keys and values of one layer, (size, 2 * H_kv, d): all key heads, then all value heads."""
@@ -113,9 +131,9 @@ class KvBucket:
         if self.fused:
             return self._attend_fused(layer, query, scale)
         grouped = query.reshape(self.size * self.num_kv_heads, -1, self.head_dim)
-        keys = self._keys[layer].narrow(2, 0, self.longest)
+        keys = self._keys[layer].narrow(2, 0, self._width)
         weights = torch.baddbmm(self._step_mask, grouped, keys, alpha=scale).softmax(-1)
-        return torch.bmm(weights, self._values[layer].narrow(1, 0, self.longest)).view(self.size, -1)
+        return torch.bmm(weights, self._values[layer].narrow(1, 0, self._width)).view(self.size, -1)
 
     def additive_mask(self) -> torch.Tensor:
         """(size, 1, 1, longest): 0 where a row has a token, -inf elsewhere."""

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from april.models.attention import PackedLayout, packed_causal_attention, packed_layout
+from april.models.attention import PackedLayout, packed_causal_attention, packed_layout, shared_prefixes
 
 _MODEL_TYPES = ("qwen3", "qwen2", "llama")
 
@@ -87,7 +87,12 @@ class LeanModel:
         return None if shape is None else cls(module, shape)
 
     def packed_hidden(
-        self, token_ids: torch.Tensor, lengths: Sequence[int], *, gradient_checkpointing: bool = False
+        self,
+        token_ids: torch.Tensor,
+        lengths: Sequence[int],
+        *,
+        gradient_checkpointing: bool = False,
+        prefixes: Sequence[tuple[int, int]] = (),
     ) -> torch.Tensor:
         """Final hidden states of S sequences packed without padding; positions restart in each sequence.
 
@@ -95,12 +100,16 @@ class LeanModel:
             token_ids: int64 (M,).
             lengths: tokens of each sequence; they sum to M.
             gradient_checkpointing: recompute each layer in the backward pass.
+            prefixes: for each sequence the number of its first tokens' common prefix and their length; such tokens are
+                computed once.
 
         Returns:
             (M, D), after the final norm, in the order of `token_ids`.
         """
         layout = packed_layout(lengths, token_ids.device)
+        layout = shared_prefixes(layout, lengths, prefixes) if prefixes else layout
         sorted_ids = token_ids if layout.order is None else token_ids.index_select(0, layout.order)
+        sorted_ids = sorted_ids if layout.keep is None else sorted_ids.index_select(0, layout.keep)
         x = F.embedding(sorted_ids, self._body.embed_tokens.weight, self._body.embed_tokens.padding_idx)
         tables = rotary_tables(self._body.rotary_emb.inv_freq, layout.positions, x.dtype)
         for layer in self._body.layers:
@@ -109,7 +118,10 @@ class LeanModel:
             else:
                 x = self._layer(layer, x, tables, layout)
         hidden = rms_norm(x, self._body.norm.weight, self.shape.rms_eps)
-        return hidden if layout.inverse is None else hidden.index_select(0, layout.inverse)
+        back = layout.inverse if layout.expand is None else layout.expand
+        if layout.expand is not None and layout.inverse is not None:
+            back = layout.expand.index_select(0, layout.inverse)
+        return hidden if back is None else hidden.index_select(0, back)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(rows, D) -> (rows, V) in the module's dtype."""

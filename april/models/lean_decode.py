@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from april.core.errors import ModelError
 from april.models.attention import PackedLayout, packed_causal_attention, packed_layout
 from april.models.kv import KvBucket
 from april.models.kv_draft import DraftStep
+from april.models.kv_static import StaticRows
 from april.models.lean import LeanShape, lean_shape, rms_norm, rms_normed
 from april.models.linear import FrozenLinear
 
@@ -49,6 +50,7 @@ class LeanDecoder:
         self._inv_freq = inv_freq.detach().float().cpu().clone()
         self._phases = torch.zeros(0, 1, shape.head_dim // 2, device=device)
         self._layers: list[_Layer] = []
+        self._fixed = False
         half = shape.head_dim // 2
         self._pairs = torch.stack((torch.arange(half), torch.arange(half) + half), dim=1).reshape(-1).to(device)
         # The float32 mean inside a norm depends on the order of its terms; in float64 that is the only rounding one can
@@ -78,7 +80,25 @@ class LeanDecoder:
         embed = self._take(weights, "model.embed_tokens.weight")
         head = self._take(weights, "lm_head.weight") if "lm_head.weight" in weights else embed
         norm = self._take(weights, "model.norm.weight")
+        if self._fixed:
+            self._take_in_place(layers, embed, FrozenLinear(head), norm)
+            return
         self._layers, self._embed, self._head, self._norm = layers, embed, FrozenLinear(head), norm
+
+    @torch.no_grad()
+    def fix_addresses(self, longest: int) -> None:
+        """From now on `load` copies into the tensors that hold the weights (packed ones excepted), and positions below
+        `longest` need no new table, so that a captured step stays good."""
+        self._fixed = True
+        self._phase(torch.zeros(1, dtype=torch.int64, device=self.device), longest)
+
+    def _take_in_place(self, layers: list[_Layer], embed: torch.Tensor, head: FrozenLinear, norm: torch.Tensor) -> None:
+        for old, new in zip(self._layers, layers, strict=True):
+            for field in fields(_Layer):
+                _take(getattr(old, field.name), getattr(new, field.name))
+        _take(self._embed, embed)
+        _take(self._head, head)
+        _take(self._norm, norm)
 
     def _take(self, weights: Mapping[str, Any], name: str) -> torch.Tensor:
         if name not in weights:
@@ -172,14 +192,18 @@ class LeanDecoder:
 
     @torch.inference_mode()
     def decode(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, longest: int, buckets: Sequence[KvBucket | DraftStep]
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        longest: int,
+        buckets: Sequence[KvBucket | DraftStep | StaticRows],
     ) -> torch.Tensor:
         """One step: write the KV of n new tokens and return the logits that follow them.
 
         Args:
             token_ids, positions: int64 (n,), in the order of the buckets' rows.
             longest: largest position plus one.
-            buckets: occupied buckets, each with its step begun, or steps with several tokens a row.
+            buckets: occupied buckets, each with its step begun, or what stands in for them.
 
         Returns:
             (n, V).
@@ -244,6 +268,13 @@ class PackedStates:
             raise ModelError("this forward kept no KV", expected="keep_kv=True")
         start = self.layout.starts[index]
         return self.kv[:, :, start : start + self.lengths[index]].transpose(2, 3)
+
+
+def _take(old: FrozenLinear | torch.Tensor | None, new: Any) -> None:
+    if isinstance(old, FrozenLinear):
+        old.take(new)
+    elif old is not None:
+        old.copy_(new)
 
 
 def _normed(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:

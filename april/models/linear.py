@@ -35,6 +35,15 @@ class FrozenLinear:
         found: torch.Tensor = _operator()(x, self._packed, self._bias, "none", [], "")
         return found
 
+    def take(self, other: FrozenLinear) -> None:
+        """The numbers of a layer of the same shape; unless they are packed, they are copied to where the present ones are."""
+        if self._weight is None or other._weight is None:
+            self._packed, self._weight, self._bias = other._packed, other._weight, other._bias
+            return
+        self._weight.copy_(other._weight)
+        if self._bias is not None and other._bias is not None:
+            self._bias.copy_(other._bias)
+
     def added_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """residual + x W^T + b."""
         if self._packed is not None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from april.core.errors import DataError, ModelError
+from april.core.routes import Routes
 from april.models.lean import LeanModel
+from april.models.routing import Routing, packed_routes, padded_routes
 
 LOGIT_ELEMENTS = 1 << 24
 """Logits held at once; beyond it they are computed in chunks, again in the backward pass."""
@@ -37,16 +40,24 @@ class PackedSequences:
         lengths: tokens of each sequence, S of them.
         prompt_lengths: prompt tokens of each sequence.
         rows: int64 (N,), the position in `token_ids` whose hidden state predicts each response token.
+        prompt_numbers: for each sequence a number that says which of them have equal prompts; empty when all differ.
+        routes: int64 (M, layers, k), experts that a mixture of experts has to use, -1 where its routers decide; None: everywhere.
     """
 
     token_ids: Tensor
     lengths: tuple[int, ...]
     prompt_lengths: tuple[int, ...]
     rows: Tensor
+    prompt_numbers: tuple[int, ...] = ()
+    routes: Tensor | None = None
 
     @staticmethod
-    def of(prompts: Sequence[npt.NDArray[np.int32]], responses: Sequence[npt.NDArray[np.int32]]) -> PackedSequences:
-        """Pack prompts and their responses; neither may be empty."""
+    def of(
+        prompts: Sequence[npt.NDArray[np.int32]],
+        responses: Sequence[npt.NDArray[np.int32]],
+        routes: Sequence[tuple[Routes | None, Routes]] | None = None,
+    ) -> PackedSequences:
+        """Pack prompts and their responses; neither may be empty. `routes` are as for `packed_routes`."""
         for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             if len(prompt) == 0 or len(response) == 0:
                 raise DataError(
@@ -66,6 +77,8 @@ class PackedSequences:
             lengths=tuple(lengths),
             prompt_lengths=tuple(len(prompt) for prompt in prompts),
             rows=torch.from_numpy(packed_rows.astype(np.int64)),
+            prompt_numbers=_numbered(prompts),
+            routes=None if routes is None else packed_routes(routes, lengths),
         )
 
     @property
@@ -75,7 +88,14 @@ class PackedSequences:
 
     def to(self, device: torch.device) -> PackedSequences:
         """The same on another device."""
-        return PackedSequences(self.token_ids.to(device), self.lengths, self.prompt_lengths, self.rows.to(device))
+        routes = None if self.routes is None else self.routes.to(device)
+        return replace(self, token_ids=self.token_ids.to(device), rows=self.rows.to(device), routes=routes)
+
+
+def _numbered(prompts: Sequence[npt.NDArray[np.int32]]) -> tuple[int, ...]:
+    numbers: dict[bytes, int] = {}
+    found = tuple(numbers.setdefault(prompt.tobytes(), len(numbers)) for prompt in prompts)
+    return found if len(numbers) < len(found) else ()
 
 
 class Policy:
@@ -101,6 +121,7 @@ class Policy:
         module.eval()
         self._gradient_checkpointing = gradient_checkpointing
         self._lean = LeanModel.from_module(module)
+        self._routing: Routing | None = None
         if gradient_checkpointing and self._lean is None:
             _checkpoint_layers(module)
 
@@ -120,7 +141,7 @@ class Policy:
         from transformers import AutoModelForCausalLM
 
         try:
-            with _no_progress_bars():
+            with no_progress_bars():
                 module: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(
@@ -152,7 +173,7 @@ class Policy:
 
     def save(self, folder: str | Path, tokenizer: Any = None) -> None:
         """Write an ordinary Hugging Face folder, with the tokenizer where one is given."""
-        with _no_progress_bars():
+        with no_progress_bars():
             self.module.save_pretrained(str(folder))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder))
@@ -197,16 +218,39 @@ class Policy:
         logprobs = torch.cat([part[0] for part in parts])
         return ResponseLogprobs(logprobs, torch.cat([part[1] for part in parts]) if entropy else None)
 
+    def response_hidden(self, sequences: PackedSequences) -> Tensor:
+        """(N, D): the final hidden state that predicts each response token, with gradient, for a head of one's own."""
+        sequences = sequences.to(self.device)
+        with torch.autocast("cuda", torch.bfloat16) if self._autocast else nullcontext():
+            return self._hidden(sequences)[sequences.rows]
+
+    def copy(self) -> Policy:
+        """An independent policy with the same weights."""
+        module = copy.deepcopy(self.module)
+        return Policy(module, gradient_checkpointing=self._gradient_checkpointing, autocast=self._autocast)
+
     def _hidden(self, sequences: PackedSequences) -> Tensor:
         if self._lean is not None:
+            if sequences.routes is not None:
+                Routing.of(self.module)  # says that there are no experts
+            # float64 is for exact comparisons, and its norms pass through float32: rounding would depend on who shares
+            common = sequences.prompt_numbers if self.dtype != torch.float64 else ()
+            shared = zip(common, sequences.prompt_lengths, strict=True) if common else ()
             return self._lean.packed_hidden(
-                sequences.token_ids, sequences.lengths, gradient_checkpointing=self._gradient_checkpointing
+                sequences.token_ids,
+                sequences.lengths,
+                gradient_checkpointing=self._gradient_checkpointing,
+                prefixes=tuple(shared),
             )
         lengths = torch.tensor(sequences.lengths, device=self.device)
         width = int(lengths.max()) if len(lengths) else 0
         inside = torch.arange(width, device=self.device) < lengths[:, None]
         padded = torch.zeros(inside.shape, dtype=torch.int64, device=self.device)
         padded[inside] = sequences.token_ids
+        if sequences.routes is not None and self._routing is None:
+            self._routing = Routing.of(self.module)
+        if self._routing is not None:
+            self._routing.replay(None if sequences.routes is None else padded_routes(sequences.routes, inside))
         output = self.module.base_model(input_ids=padded, attention_mask=inside.to(torch.int64), use_cache=False)
         return output.last_hidden_state[inside]  # type: ignore[no-any-return]
 
@@ -242,7 +286,7 @@ class Policy:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Keep the library's own bars out of our terminal."""
     from transformers.utils import logging
 

@@ -89,7 +89,7 @@ def interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
 
 def reached_s(run: RunData, accuracy: float) -> float | None:
     """Seconds until held-out accuracy first reaches a level, interpolated between evaluations; None when it never does."""
-    xs, ys = _held_out(run, "time_s")
+    xs, ys = held_out(run, "time_s")
     for index, value in enumerate(ys):
         if value >= accuracy:
             if index == 0 or value == ys[index - 1]:
@@ -207,7 +207,7 @@ def _plus_minus(mean: str, half: str) -> str:
 def _curves(runs: Runs, x_key: str) -> list[Line]:
     lines: list[Line] = []
     for index, (name, group) in enumerate(runs.items()):
-        curves = [_held_out(run, x_key) for run in group]
+        curves = [held_out(run, x_key) for run in group]
         colour, dash = COLOURS[index % 6], DASHES[index % 3]
         lines += [Line("", xs, ys, colour, dash, width=1.2, faint=True) for xs, ys in curves if len(group) > 1]
         lines.append(Line(name, *mean_curve(curves), colour, dash, width=2.8))
@@ -231,17 +231,18 @@ def _bars(runs: Runs, value: Value) -> list[tuple[str, float, Sequence[float], s
     return bars
 
 
-def _held_out(run: RunData, x_key: str) -> Points:
+def held_out(run: RunData, x_key: str) -> Points:
+    """Held-out accuracy in the run's first evaluation mode, by "step" or "time_s"."""
     modes = run.modes()
     return points(run.evaluated(modes[0]), x_key, "accuracy") if modes else ([], [])
 
 
 def _initial(run: RunData) -> float | None:
-    return next(iter(_held_out(run, "step")[1]), None)
+    return next(iter(held_out(run, "step")[1]), None)
 
 
 def _final(run: RunData) -> float | None:
-    return next(reversed(_held_out(run, "step")[1]), None)
+    return next(reversed(held_out(run, "step")[1]), None)
 
 
 def _wall_s(run: RunData) -> float | None:

@@ -123,7 +123,7 @@ class Driver:
         max_retries: int = 3,
         limits: LimitsConfig | None = None,
         watches: Sequence[Watch] = (),
-        temperatures: TemperatureRule = TemperatureRule(),
+        temperatures: TemperatureRule | None = None,
         watcher: Watcher | None = None,
         after_turn: Callable[[], None] = lambda: None,
         should_stop: Callable[[], bool] = lambda: False,
@@ -138,8 +138,9 @@ class Driver:
         self.quiet = Patience(clock, None if limits is None else limits.quiet_s)
         self.times, self.num_events = StageTimes(clock), 0
         self.watcher, self.after_turn, self.should_stop = watcher, after_turn, should_stop
+        self.on_turn: Callable[[], None] = lambda: None  # told that the driver lives, at the start of each turn
         check_update_mode(schedule, engine)
-        self.watches, self._seen, self.temperatures = tuple(watches), dict[SampleId, None](), temperatures
+        self.watches, self._seen, self.temperatures = tuple(watches), dict[SampleId, None](), temperatures or TemperatureRule()
         self.windows = Windows(engine.caps)
         self.memo: Memo = {}
         self.version: Version = engine.load().version
@@ -187,7 +188,7 @@ class Driver:
         late = Patience(self.clock, None if self.limits is None else self.limits.publish_s)
         while self.engine.load().version != version:
             self._turn()
-            if late.ended(self._progress):
+            if late.ended(self._progress) and not busy_elsewhere(self.sources):  # one that is being loaded has its own deadline
                 self._give_up_engine(f"did not serve version {version}", retry=self.retries_publish)
         self.version = version
 
@@ -210,6 +211,7 @@ class Driver:
     # -- one turn -----------------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
+        self.on_turn()
         if not wait_for_next(self.clock, self.sources):
             raise self._stall("nothing is pending")
         for source in self.sources:
@@ -282,8 +284,10 @@ class Driver:
 
     def _confirm_parked(self, samples: Sequence[SampleId]) -> None:
         """Take events until every sample is out of the engine: an abort is a request until its event has come."""
-        wanted, late = set(samples), Patience(self.clock, None if self.limits is None else self.limits.park_s)
-        while left := wanted & self.pool.running.keys():
+        left = {sample for sample in samples if sample in self.pool.running}
+        late = Patience(self.clock, None if self.limits is None else self.limits.park_s)
+        while left:
+            self.on_turn()
             if not wait_for_next(self.clock, (self.engine,)):
                 raise EngineError(
                     "an engine did not confirm an abort",
@@ -292,6 +296,8 @@ class Driver:
                 )
             for event in self.engine.poll():
                 self._apply(event)
+                if isinstance(event, Parked | Finished | Broken):
+                    left.discard(event.id)
             if late.ended(left.__len__):
                 self._give_up_engine(f"did not let go of {len(left)} samples that were stopped", retry=True)
 

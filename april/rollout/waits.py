@@ -97,7 +97,12 @@ def busy_elsewhere(sources: Sequence[Source]) -> bool:
 
 
 def report(pool: Pool, sources: Sequence[Source], times: StageTimes, now_s: float) -> str:
-    """Who waits for what: each stage with its owner, its ids, for how long, and until when.
+    """Who waits for what: each stage with its owner, its ids, for how long, and until when; arguments as `all_waits`."""
+    return "".join(_INDENT + _line(wait, now_s) for wait in all_waits(pool, sources, times, now_s))
+
+
+def all_waits(pool: Pool, sources: Sequence[Source], times: StageTimes, now_s: float) -> list[Wait]:
+    """Everything that is waited for; looks at every open sample, so not for every event.
 
     Args:
         pool: knows which samples are where.
@@ -112,7 +117,7 @@ def report(pool: Pool, sources: Sequence[Source], times: StageTimes, now_s: floa
         if unnamed := [sample for sample in samples if str(sample) not in named]:
             since_s = min(times.since_s.get(sample, now_s) for sample in unnamed)
             waits.append(Wait(source.name, stage, tuple(map(str, unnamed)), since_s, None))
-    return "".join(_INDENT + _line(wait, now_s) for wait in waits)
+    return waits
 
 
 def _line(wait: Wait, now_s: float) -> str:

@@ -17,7 +17,6 @@ from april.checkpoint.journal import Journal
 from april.checkpoint.store import CheckpointStore
 from april.config.recipe import Recipe
 from april.config.resolve import Resolved
-from april.config.schema import Config
 from april.core.clock import Clock, WallClock
 from april.core.errors import ModelError
 from april.core.sampling import SamplingSpec
@@ -33,7 +32,7 @@ from april.rollout.pool import Pool
 from april.rollout.temperature import TemperatureRule
 from april.run.checks import Finding, check_data, check_disk, check_gold_answers, check_recipe, min_rewarded
 from april.run.data import Data, load_data, verifier_of
-from april.run.processes import any_child, in_child, remote_engine, remote_trainer, share_weights, threads_of
+from april.run.processes import any_child, engines_of, in_child, remote_engine, remote_trainer, share_weights, threads_of
 from april.selection.sampler import PromptSampler
 from april.text.tokenizer import Tokenizer
 from april.training.single import Trainer
@@ -169,7 +168,7 @@ def build_engine(recipe: Recipe, policy: Policy, tokenizer: Tokenizer, clock: Cl
     return make(policy.module, tokenizer=tokenizer, clock=clock, config=_engine_config(recipe))  # type: ignore[no-any-return]
 
 
-def _engine_config(recipe: Recipe) -> Config:
+def _engine_config(recipe: Recipe) -> Any:
     """The engine's options, with what they take from the run where they leave it out."""
     noise = getattr(recipe.engine, "noise", None)
     if noise is None:
@@ -250,11 +249,13 @@ def _engine_and_trainer(
     recipe: Recipe, policy: Policy, tokenizer: Tokenizer, clock: WallClock, buffer: WeightBuffer | None, store: CheckpointStore
 ) -> tuple[Engine, Trainer | RemoteTrainer]:
     """Each in the process that the recipe gives it."""
-    engine: Engine
-    if buffer is not None and in_child(recipe, "engine"):
-        engine = remote_engine(recipe, clock, buffer)
-    else:
-        engine = build_engine(recipe, policy, tokenizer, clock)
+
+    def make(name: str) -> Engine:
+        if buffer is not None and in_child(recipe, "engine"):
+            return remote_engine(recipe, clock, buffer, name)
+        return build_engine(recipe, policy, tokenizer, clock)
+
+    engine = engines_of(recipe, make, clock)
     if buffer is not None and in_child(recipe, "trainer"):
         return engine, remote_trainer(recipe, clock, buffer, store.latest)
     return engine, build_trainer(recipe, policy, clock)

@@ -39,6 +39,7 @@ def check_recipe(recipe: Recipe) -> list[Finding]:
     facts = run_facts(recipe)
     check(recipe.algorithm, facts)
     check_judges(recipe)
+    check_routes(recipe)
     samples = recipe.batch.groups_per_step * recipe.batch.group_size
     if recipe.training.num_optimizer_steps > recipe.batch.groups_per_step:
         raise RecipeError(
@@ -56,9 +57,10 @@ def check_recipe(recipe: Recipe) -> list[Finding]:
 def run_facts(recipe: Recipe) -> RunFacts:
     """What the checks of an algorithm want to know of a recipe."""
     schedule = registry.builder("schedule", recipe.schedule.type)(recipe.schedule)
+    noisy = getattr(recipe.engine, "noise", None) is not None  # then no token is of the policy that is trained
     facts = RunFacts(
         group_size=recipe.batch.group_size,
-        stale_tokens=schedule.max_lag_steps > 0,
+        stale_tokens=schedule.max_lag_steps > 0 or noisy,
         has_reference=recipe.model.reference is not None,
         records_entropy=recipe.sampling.entropy,
         temperature=recipe.sampling.temperature,
@@ -71,7 +73,27 @@ def run_facts(recipe: Recipe) -> RunFacts:
         together=recipe.batch.together,
     )
     bounds = [name for name in ("max_lag_steps", "delay_steps") if name in type(recipe.schedule).model_fields]
-    return replace(facts, keys=(*facts.keys, ("stale_tokens", f"schedule.{(*bounds, 'type')[0]}")))
+    stale = "engine.noise" if noisy and not schedule.max_lag_steps else f"schedule.{(*bounds, 'type')[0]}"
+    return replace(facts, keys=(*facts.keys, ("stale_tokens", stale)))
+
+
+def check_routes(recipe: Recipe) -> None:
+    """Routes are recorded where they are replayed, and only there.
+
+    Raises:
+        RecipeError: one without the other.
+    """
+    recorded, replayed = bool(getattr(recipe.engine, "record_routes", False)), recipe.training.replay_routes
+    if recorded == replayed:
+        return
+    hint = "set both, or neither" if recipe.engine.type == "embedded" else 'only engine.type = "embedded" records routes'
+    raise RecipeError(
+        "routes are replayed that nobody records" if replayed else "routes are recorded that nobody replays",
+        where="engine.record_routes, training.replay_routes",
+        got=f"{str(recorded).lower()}, {str(replayed).lower()}",
+        expected="both or neither",
+        hint=hint,
+    )
 
 
 def check_judges(recipe: Recipe) -> None:
@@ -129,7 +151,7 @@ def check_data(recipe: Recipe, data: Data, tokenizer: Tokenizer, context_tokens:
             expected=f"at most {context_tokens}",
             hint=f"set sampling.max_new_tokens to at most {max(1, context_tokens - longest)}, or shorten the prompts",
         )
-    _check_items(recipe, data.train)
+    check_items(recipe, data.train)
     broken = tokenizer.round_trip(prompt.text for prompt in _probes(data.train))
     if broken:
         raise ModelError(
@@ -148,7 +170,7 @@ def check_data(recipe: Recipe, data: Data, tokenizer: Tokenizer, context_tokens:
     ]
 
 
-def _check_items(recipe: Recipe, prompts: list[Prompt]) -> None:
+def check_items(recipe: Recipe, prompts: list[Prompt]) -> None:
     """Numbers of the items that atoms read, and the one that keeps prompts together, are in the data."""
     wanted = {f"algorithm.{path}": atom.needs for path, atom in recipe.algorithm.atoms()}
     wanted["batch.together"] = {f"item.{recipe.batch.together}"} if recipe.batch.together is not None else set()

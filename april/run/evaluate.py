@@ -183,8 +183,8 @@ def _empty(engine: Engine, samples: Collection[SampleId]) -> None:
 
 def _wait(engine: Engine) -> None:
     """Wait for an engine in another process to say something; one that computes in its `poll` is asked at once."""
-    if hasattr(engine, "waitables"):
-        readable(engine.waitables(), WAIT_S)
+    if getattr(engine, "computes_outside", hasattr(engine, "waitables")):
+        readable(engine.waitables(), WAIT_S)  # type: ignore[attr-defined]
 
 
 def gain(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:

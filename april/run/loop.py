@@ -25,9 +25,11 @@ from april.core.random import stream_key
 from april.distributed.remote_trainer import RemoteTrainer
 from april.observe.report import write_report
 from april.observe.sinks import read_jsonl
+from april.observe.status import STATUS_FILE, StatusWriter
 from april.observe.trace import write_trace
 from april.run.build import Parts, build, open_journal, run_folder, sampling_spec
 from april.run.evaluate import Evaluation, evaluate
+from april.run.progress import describe_run
 from april.run.resume import START, adopt_recipe, discard_run, restore, save_checkpoint
 from april.run.summary import summarise, write_summary
 from april.run.telemetry import Telemetry
@@ -132,6 +134,8 @@ class Run:
             quiet=quiet,
         )
         parts.driver.watcher = self.telemetry.watcher
+        self.status = StatusWriter(parts.folder, lambda: describe_run(parts))
+        parts.driver.on_turn = self.status.beat
         if not resume:
             (parts.folder / "recipe.toml").write_text(resolved.to_toml())
             self.telemetry.environment()
@@ -139,8 +143,14 @@ class Run:
 
     def run(self) -> Result:
         """Train to the last step, or until asked to stop; no process of the run is left behind."""
+        self.status.write()
         try:
-            return self._run()
+            result = self._run()
+            self.status.write("interrupted" if result.interrupted else "finished")
+            return result
+        except BaseException as error:
+            self.status.write("failed", (str(error) or type(error).__name__).splitlines()[0])
+            raise
         finally:
             self.parts.close()
 
@@ -164,14 +174,17 @@ class Run:
 
     def _step(self) -> None:
         parts, telemetry, before = self.parts, self.telemetry, self.parts.engine.load()
-        driver, seconds = parts.driver, {}
+        driver, seconds, enter = parts.driver, dict[str, float](), self.status.enter
+        enter("rollout")
         with _timed(seconds, "rollout_s"), telemetry.timeline.span("driver", "rollout"):
             batch = driver.next_batch()
         cut = parts.engine.load()
+        enter("update")
         with _timed(seconds, "train_s"), telemetry.timeline.span("trainer", "update"):
             parts.trainer.submit(batch)
             updated = driver.wait_for_update()
             overlap_tokens = parts.engine.load().generated_tokens - cut.generated_tokens
+        enter("publish")
         with _timed(seconds, "publish_s"), telemetry.timeline.span("driver", "publish"):
             driver.publish(parts.trainer.weights(), updated.version, driver.schedule.update_mode)
         if self.journal is not None:
@@ -194,9 +207,10 @@ class Run:
         known = {record["mode"] for record in read_jsonl(parts.folder / "evaluations.jsonl") if record["step"] == step}
         for mode in [mode for mode in parts.recipe.evaluation.modes if mode not in known]:
             parts.driver.park_all()  # one version for all problems, and nothing of the training runs beside them
+            self.status.enter(f"evaluate {mode}")
             self.telemetry.view.status(f"evaluating on {len(parts.data.held_out)} held-out problems, {mode}")
             with self.telemetry.timeline.span("driver", f"evaluate {mode}"):
-                result = evaluate_parts(parts, mode)
+                result = evaluate_parts(parts, mode, lambda _done: self.status.beat())
             _check_judged(result, step)
             self.telemetry.evaluated(result, step)
             done.append(result)
@@ -204,6 +218,7 @@ class Run:
         return done
 
     def _checkpoint(self) -> None:
+        self.status.enter("checkpoint")
         with self.telemetry.timeline.span("driver", "checkpoint"):
             self.journal = save_checkpoint(self.parts, self.journal)
 
@@ -296,5 +311,5 @@ def overwrite(folder: Path) -> None:
     """Forget the run in a folder, so that a new one can begin there."""
     discard_run(folder)
     records = ("metrics", "evaluations", "transcripts", "lengths", "timeline")
-    for name in ("recipe.toml", *(f"{record}.jsonl" for record in records), "summary.json"):
+    for name in ("recipe.toml", STATUS_FILE, *(f"{record}.jsonl" for record in records), "summary.json"):
         (folder / name).unlink(missing_ok=True)

@@ -17,18 +17,21 @@ class PromptSampler:
     Args:
         prompts: the data set, in a fixed order.
         seed: of the orders; each epoch has its own.
+        together: field of the items; prompts with the same value are handed out one after another, in the order of the data
+            set, those without it by themselves.
 
     Raises:
         DataError: for an empty data set.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], seed: int = 0) -> None:
+    def __init__(self, prompts: Sequence[Prompt], seed: int = 0, together: str | None = None) -> None:
         if not prompts:
             raise DataError("a data set is empty", where="task", got="no prompts", expected="at least one prompt")
         self._prompts, self._seed = list(prompts), seed
+        self._blocks = None if together is None else _blocks(prompts, together)
         self._epoch, self._position = 0, 0
         self._deferred: list[tuple[int, int]] = []  # turns (epoch, index) of prompts that were open
-        self._order = permutation(seed, 0, len(self._prompts))
+        self._order = self._order_of(0)
 
     @property
     def epoch(self) -> float:
@@ -70,7 +73,7 @@ class PromptSampler:
         passed: list[tuple[int, int]] = []
         for _ in range(2 * len(order)):  # the rest of this epoch and the whole next one hold every prompt
             if position == len(order):
-                epoch, position, order = epoch + 1, 0, permutation(self._seed, epoch + 1, len(order))
+                epoch, position, order = epoch + 1, 0, self._order_of(epoch + 1)
             index, position = int(order[position]), position + 1
             if free(index):
                 self._deferred += passed
@@ -78,6 +81,11 @@ class PromptSampler:
                 return epoch, index
             passed.append((epoch, index))
         return None
+
+    def _order_of(self, epoch: int) -> list[int]:
+        if self._blocks is None:
+            return permutation(self._seed, epoch, len(self._prompts)).tolist()  # type: ignore[no-any-return]
+        return [index for block in permutation(self._seed, epoch, len(self._blocks)) for index in self._blocks[block]]
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor, the turns that were put off, and the size of the data set that they belong to."""
@@ -101,4 +109,13 @@ class PromptSampler:
             )
         self._epoch, self._position = epoch, position
         self._deferred = [(int(past), int(index)) for past, index in state["deferred"]]
-        self._order = permutation(self._seed, epoch, size)
+        self._order = self._order_of(epoch)
+
+
+def _blocks(prompts: Sequence[Prompt], together: str) -> list[list[int]]:
+    """Indices of the prompts that have one value of a field, value by value."""
+    found: dict[object, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        value = prompt.item.get(together)
+        found.setdefault(("alone", index) if value is None else ("value", value), []).append(index)
+    return list(found.values())

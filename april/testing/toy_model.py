@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from april.core.errors import DataError
 
-ToyKind = Literal["qwen3", "qwen2", "llama", "gpt_neox", "gemma2"]
+ToyKind = Literal["qwen3", "qwen2", "llama", "gpt_neox", "gemma2", "qwen3_moe"]
 _CHARACTERS = "0123456789+-*/= ().:,;?abcdefghijklmnopqrstuvwxyz\n"
 
 
@@ -79,10 +79,14 @@ def toy_model(
     }
     if kind != "gpt_neox":
         sizes |= {"num_key_value_heads": num_kv_heads, "head_dim": hidden_size // num_heads}
+    if kind == "qwen3_moe":
+        sizes |= {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": hidden_size, "norm_topk_prob": True}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = AutoConfig.for_model(kind, **(sizes | options))
         module = AutoModelForCausalLM.from_config(config)
+        if kind == "qwen3_moe":
+            module.set_experts_implementation("eager")  # the grouped products of torch know no float64
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 if "norm" in name:

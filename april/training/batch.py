@@ -102,14 +102,13 @@ def _columns(
     mask = _packed([sample.loss_mask for sample in samples], np.bool_)
     lag = torch.where(versions == NO_VERSION, torch.zeros_like(versions), batch.version - versions)
     fresh = torch.ones_like(mask) if batch.max_token_lag is None else lag <= batch.max_token_lag
-    temperature = torch.tensor([sample.spec.temperature for sample in samples], dtype=torch.float64)
     reward = torch.tensor([reward.value for reward in rewards], dtype=torch.float64)
     columns = {
         "token_ids": _packed([sample.token_ids for sample in samples], np.int64),
         "mask": mask,
         "trained": mask & fresh,
         "behaviour": _packed([sample.behaviour_logprobs for sample in samples], np.float64),
-        "temperature": layout.spread(temperature),
+        "temperature": _packed([_temperatures(sample) for sample in samples], np.float64),
         "lag": lag,
         "step": torch.full_like(lag, batch.step),
         "reward": layout.spread(reward),
@@ -152,6 +151,14 @@ def _greedy_rewards(groups: tuple[Group, ...]) -> torch.Tensor:
     """float64 (G,): mean reward of the greedy members of each group; nan where there are none."""
     greedy = [[reward.value for sample, reward in group.rewarded if sample.spec.temperature <= 0] for group in groups]
     return torch.tensor([sum(values) / len(values) if values else math.nan for values in greedy], dtype=torch.float64)
+
+
+def _temperatures(sample: Sample) -> np.ndarray:
+    """float64 (T,): what each token was drawn at, which follows from its entropy where the temperature is adaptive."""
+    base = np.full(len(sample), sample.spec.temperature)
+    if sample.spec.adaptive is None or sample.entropies is None:
+        return base
+    return base * sample.spec.adaptive.factors(sample.entropies)
 
 
 def _environment(sample: Sample) -> np.ndarray:

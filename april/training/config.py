@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from april.config.schema import Config
 
@@ -40,12 +40,32 @@ class ValueConfig(AdamConfig):
     num_epochs: int = Field(1, ge=1, description="passes of the value model over each batch")
 
 
+class ShardingConfig(Config):
+    """How weights, gradients and optimiser are cut over the ranks (FSDP2); read where `training.ranks` is above 1."""
+
+    param_dtype: Literal["same", "float32", "bfloat16"] = Field(
+        "same", description="what whole layers are gathered and computed in; same: as they are kept"
+    )
+    reduce_dtype: Literal["same", "float32", "bfloat16"] = Field(
+        "same", description="what gradients are summed over ranks in; same: that of the computation"
+    )
+    cpu_offload: bool = Field(False, description="keep shards, gradients and optimiser in CPU memory; layers visit the device")
+    reshard_after_forward: bool = Field(
+        True, description="give a layer's gathered weights back after its forward, and gather them again in the backward pass"
+    )
+    backend: Literal["auto", "gloo", "nccl"] = Field("auto", description="auto: nccl where there are CUDA devices, else gloo")
+
+
 class TrainerConfig(OptimizerConfig):
     """How one batch of groups becomes one update."""
 
     process: Literal["main", "child"] = Field(
         "main", description="where the trainer computes; a child process trains while rollouts go on, if the schedule lets them"
     )
+    ranks: int = Field(
+        1, ge=1, description="processes that share weights and work of the trainer; above 1 all of them are child processes"
+    )
+    sharding: ShardingConfig = Field(default=ShardingConfig(), description="how ranks share them; refused on one rank")
     threads: int | None = Field(
         None, ge=1, description="CPU threads of a child process; unset takes model.threads, and for 0 its share of the cores"
     )
@@ -62,12 +82,21 @@ class TrainerConfig(OptimizerConfig):
     gradient_checkpointing: bool = Field(False, description="recompute layers in the backward pass to save memory")
     dtype: Literal["auto", "float32", "float64"] = Field("auto", description="of the weights; auto is float32")
     autocast: bool = Field(True, description="run forwards in bfloat16 where there is a CUDA device")
+    replay_routes: bool = Field(
+        False, description="mixtures of experts: train with the experts that the engine used (R3); needs engine.record_routes"
+    )
     entropy: bool = Field(False, description="measure exact entropies of the policy being trained; costs one more softmax")
     skip_zero_advantage: bool = Field(
         True, description="leave out samples whose loss is exactly 0, such as those of constant groups"
     )
     nonfinite: Literal["raise", "skip"] = Field("raise", description="what a loss or gradient that is not finite does")
     value: ValueConfig = Field(default=ValueConfig(), description="the value model, for algorithms that have one")
+
+    @model_validator(mode="after")
+    def _shards_are_of_ranks(self) -> TrainerConfig:
+        if self.ranks == 1 and self.sharding != ShardingConfig():
+            raise ValueError("training.sharding has no effect on one rank: set training.ranks above 1, too")
+        return self
 
 
 class SupervisedConfig(OptimizerConfig):

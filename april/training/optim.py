@@ -38,7 +38,7 @@ def clip_gradients(gradients: list[Tensor], max_norm: float) -> float:
 
 def _norm(gradients: list[Tensor]) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
-    return norm
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of gradients that lie in parts on several ranks
 
 
 def guarded_step(optimizer: torch.optim.Optimizer, max_norm: float, where: str) -> float:

@@ -175,14 +175,11 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimisers, version and what the update atom remembers; tensors are the trainer's own memory."""
-        state = {
-            "version": self.version,
-            "weights": self.weights(),
-            "optimizer": self._optimizer.state_dict(),
-            "steps_at": list(self._steps_at),
-            "update": copy.deepcopy(self._update_state),
-        }
+        state = self._small_state() | {"weights": self.weights(), "optimizer": self._optimizer.state_dict()}
         return state if self._value is None else state | {"value": self._value.state_dict()}
+
+    def _small_state(self) -> dict[str, Any]:
+        return {"version": self.version, "steps_at": list(self._steps_at), "update": copy.deepcopy(self._update_state)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken.
@@ -213,8 +210,13 @@ class Trainer:
         torch.save(self.state_dict(), folder / "trainer.pt")
 
     def load(self, folder: Path) -> None:
-        """Continue exactly where `save` was called."""
-        self.load_state_dict(torch.load(folder / "trainer.pt", map_location=self.policy.device, weights_only=True))
+        """Continue exactly where `save` was called, by this trainer or by one of another number of ranks."""
+        state = torch.load(folder / "trainer.pt", map_location=self.policy.device, weights_only=True)
+        if "weights" not in state:
+            from april.training.sharded_checkpoint import read_shards
+
+            state |= read_shards(folder, self.policy.module, self._optimizer, state)
+        self.load_state_dict(state)
 
     def submit(self, batch: Batch) -> None:
         """Train on this batch in the next `poll`."""

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from april.algorithms.bind import Algorithm
 from april.algorithms.columns import TokenBatch
-from april.algorithms.losses.compose import credit, policy_loss, stage
+from april.algorithms.losses.compose import Loss, credit, policy_loss, stage
 from april.algorithms.losses.ratio import interpolated
-from april.core.errors import ModelError, RecipeError
+from april.core.errors import DataError, ModelError, RecipeError
 from april.core.metric import Mean, Metrics, merge
-from april.models.policy import PackedSequences, Policy
+from april.models.policy import PackedSequences, Policy, ResponseLogprobs
 from april.training.batch import TrainingBatch
 from april.training.config import TrainerConfig
 from april.training.metrics import loss_metrics
@@ -26,6 +26,8 @@ from april.training.pack import micro_batches
 
 POLICY_COLUMNS = frozenset({"proximal", "current", "current_entropy"})
 """Columns that a forward pass of the policy fills."""
+Found = tuple[Metrics, dict[str, float]]
+"""What one micro-batch reports: metrics, and its part of the loss and of each of its terms."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,16 @@ class Learner:
         for micro in self._micro_batches(batch, samples):
             temperatures = batch.tokens.take(samples[micro])["temperature"]
             with torch.no_grad():
-                output = policy.response_logprobs(sequences_of(batch, samples[micro]), temperatures, entropy=entropy)
+                output = policy.response_logprobs(self._sequences(policy, batch, samples[micro]), temperatures, entropy=entropy)
             _, rows = layout.take(micro)
             logprobs[rows] = output.logprobs.to("cpu", torch.float64)
             if entropies is not None and output.entropies is not None:
                 entropies[rows] = output.entropies.to("cpu", torch.float64)
         return logprobs, entropies
+
+    def _sequences(self, policy: Policy, batch: TrainingBatch, samples: Tensor) -> PackedSequences:
+        """What a policy reads; the one that is trained uses the engine's experts where they are replayed."""
+        return sequences_of(batch, samples, routes=self.config.replay_routes and policy is self.policy)
 
     def signal(self, tokens: TokenBatch) -> Tensor:
         """bool (S,): samples that can give a gradient.
@@ -136,15 +142,17 @@ class Learner:
         chosen = torch.arange(len(samples))
         if self.config.skip_zero_advantage:
             chosen = chosen[self.signal(tokens)]
-        parts, totals = [], []
-        for micro in self._units(batch, samples[chosen]):
-            part, total = self._micro_backward(batch, tokens.take(chosen[micro]), samples[chosen[micro]])
-            parts.append(part)
-            totals.append(total)
+        found = self._gradients(batch, tokens.take(chosen), samples[chosen])
+        parts, totals = [part for part, _ in found], [total for _, total in found]
         metrics = merge(parts)
         for name in totals[0] if totals else ():
             metrics[name] = Mean(float(sum(total[name] for total in totals)), 1)
         return metrics
+
+    def _gradients(self, batch: TrainingBatch, tokens: TokenBatch, samples: Tensor) -> list[Found]:
+        """Backward passes of all micro-batches; `tokens` are the staged columns of `samples`."""
+        units = self._units(batch, samples)
+        return [self._micro_backward(batch, tokens.take(micro), samples[micro]) for micro in units]
 
     def _staged(self, batch: TrainingBatch, tokens: TokenBatch, samples: Tensor) -> TokenBatch:
         """What this optimiser step evaluates once; a policy column made for it is left to the micro-batches afterwards."""
@@ -155,19 +163,25 @@ class Learner:
         made = POLICY_COLUMNS - tokens.columns.keys()
         return TokenBatch(staged.layout, {name: column for name, column in staged.columns.items() if name not in made})
 
-    def _micro_backward(self, batch: TrainingBatch, tokens: TokenBatch, samples: Tensor) -> tuple[Metrics, dict[str, float]]:
+    def _micro_backward(self, batch: TrainingBatch, tokens: TokenBatch, samples: Tensor) -> Found:
+        output = self._forward(batch, tokens, samples)
+        loss, tokens = self._loss(output, tokens)
+        if not bool(torch.isfinite(loss.total)):
+            raise not_finite(batch, samples, float(loss.total.detach()))
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        return found_in(loss, tokens, output)
+
+    def _forward(self, batch: TrainingBatch, tokens: TokenBatch, samples: Tensor) -> ResponseLogprobs:
+        """The policy on the response tokens of these samples, with gradient."""
         entropy = self.config.entropy or "current_entropy" in self.algorithm.live_needs
-        output = self.policy.response_logprobs(sequences_of(batch, samples), tokens["temperature"], entropy=entropy)
+        sequences = self._sequences(self.policy, batch, samples)
+        return self.policy.response_logprobs(sequences, tokens["temperature"], entropy=entropy)
+
+    def _loss(self, output: ResponseLogprobs, tokens: TokenBatch) -> tuple[Loss, TokenBatch]:
+        """The loss of a micro-batch, and its columns where and in what precision it was computed."""
         tokens = tokens.to(self.policy.device, self.dtype)
         live = tokens if output.entropies is None else tokens.with_columns(current_entropy=output.entropies)
-        loss = policy_loss(self.algorithm, output.logprobs, live, proximal=self.config.proximal)
-        totals = {"loss": float(loss.total.detach()), **{name: float(part) for name, part in loss.parts.items()}}
-        if not bool(torch.isfinite(loss.total)):
-            names = ", ".join(str(name) for name in batch.ids(samples)[:8])
-            raise ModelError("the loss is not finite", where=f"update {batch.step}, samples {names}", got=totals["loss"])
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            return loss_metrics(loss, tokens, output.entropies), totals
+        return policy_loss(self.algorithm, output.logprobs, live, proximal=self.config.proximal), tokens
 
     def _units(self, batch: TrainingBatch, samples: Tensor) -> list[Tensor]:
         """Micro-batches for the backward pass: indices into `samples`, with whole groups, or all, where an atom needs it."""
@@ -181,6 +195,19 @@ class Learner:
         return split(batch, samples, self.config.micro_batch_tokens, self.policy, whole=whole)
 
 
+def not_finite(batch: TrainingBatch, samples: Tensor, total: float) -> ModelError:
+    """The error of a loss that is not finite, with the first names of the samples it came from."""
+    names = ", ".join(str(name) for name in batch.ids(samples)[:8])
+    return ModelError("the loss is not finite", where=f"update {batch.step}, samples {names}", got=total)
+
+
+def found_in(loss: Loss, tokens: TokenBatch, output: ResponseLogprobs) -> Found:
+    """What a micro-batch reports: metrics, and its part of the loss and of each of its terms."""
+    totals = {"loss": float(loss.total.detach()), **{name: float(part) for name, part in loss.parts.items()}}
+    with torch.no_grad():
+        return loss_metrics(loss, tokens, output.entropies), totals
+
+
 def split(batch: TrainingBatch, samples: Tensor, budget_tokens: int, policy: Policy, *, whole: bool = False) -> list[Tensor]:
     """Micro-batches of some samples: indices into `samples`. A packed policy computes prompts once that stand together."""
     chosen = [batch.samples[index] for index in samples.tolist()]
@@ -190,7 +217,16 @@ def split(batch: TrainingBatch, samples: Tensor, budget_tokens: int, policy: Pol
     return [torch.tensor(part, dtype=torch.int64) for part in parts]
 
 
-def sequences_of(batch: TrainingBatch, samples: Tensor) -> PackedSequences:
-    """Prompts and responses of some samples, ready for a model."""
+def sequences_of(batch: TrainingBatch, samples: Tensor, *, routes: bool = False) -> PackedSequences:
+    """Prompts and responses of some samples, ready for a model; with the `routes` that the engine took where asked.
+
+    Raises:
+        DataError: a sample without routes.
+    """
     chosen = [batch.samples[index] for index in samples.tolist()]
-    return PackedSequences.of([sample.prompt.token_ids for sample in chosen], [sample.token_ids for sample in chosen])
+    found = [(sample.prompt_routes, sample.routes) for sample in chosen if sample.routes is not None] if routes else []
+    if routes and len(found) < len(chosen):
+        missing = next(sample.id for sample in chosen if sample.routes is None)
+        raise DataError("a sample has no routes to replay", where=str(missing), hint="set engine.record_routes = true")
+    responses = [sample.token_ids for sample in chosen]
+    return PackedSequences.of([sample.prompt.token_ids for sample in chosen], responses, found or None)

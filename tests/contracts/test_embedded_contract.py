@@ -79,6 +79,11 @@ class TestQwen3WithGuesses(_Embedded):
     options: ClassVar[dict[str, Any]] = {"max_draft_tokens": 4, "draft_match_tokens": 1, "draft_adaptive": False}
 
 
+class TestQwen3InChunksOfSteps(_Embedded):
+    options: ClassVar[dict[str, Any]] = {"decode_chunk_steps": 5}
+    longest, size, num_cuts = 72, 2, 2
+
+
 class TestQwen3WithoutRetention(_Embedded):
     longest, size, num_cuts = 72, 2, 1
     options: ClassVar[dict[str, Any]] = {"retain_parked": False, "share_prefix": False}

@@ -177,7 +177,9 @@ def test_list_of_one_kind(call: Call) -> None:
     assert schedule.startswith("schedule\n  april ") and "task" not in schedule.split()[0]
     assert call("list", "surrogate").out == call("list", "algorithm.surrogate").out
     assert "group_relative" not in call("list", "reward").out and "python" in call("list", "reward").out
-    assert call("list", "compose").out == "algorithm.compose\n  nothing is registered yet\n"
+    advantage = call("list", "algorithm.advantage").out
+    assert "= (R - mean_g) / (std_g + eps)" in advantage and "certainty A; reads reward; presets grpo" in advantage
+    assert "SAC Flow" in call("list", "algorithm").out and "SAC Flow" not in advantage
 
 
 def test_doctor_finds_this_machine_well(call: Call) -> None:

@@ -21,7 +21,7 @@ from april.core.sampling import SamplingSpec
 from april.engines.embedded.config import EmbeddedConfig
 from april.engines.embedded.engine import EmbeddedEngine
 
-_STEPS_PER_POLL = 32
+STEPS_PER_POLL = 32
 _SMALLEST_ROW_TOKENS = 64
 
 
@@ -40,19 +40,11 @@ class AprilEmbedded:
         self._module = loader.from_pretrained(setup.folder, dtype=torch.float32).eval()
 
     def _engine(self, samples: Sequence[Sample]) -> EmbeddedEngine:
-        """An engine whose KV memory holds all samples at once; a row can be twice as long as what it holds."""
-        tokens = [len(sample.prompt.token_ids) + sample.spec.max_new_tokens for sample in samples]
-        config = EmbeddedConfig(
-            max_running=len(samples),
-            kv_tokens=max(sum(max(2 * count, _SMALLEST_ROW_TOKENS) for count in tokens), MAX_POSITIONS),
-            threads=self._setup.threads,
-            steps_per_poll=_STEPS_PER_POLL,
-        )
-        return EmbeddedEngine(self._module, clock=WallClock(), config=config)
+        return bench_engine(self._module, samples, self._setup.threads)
 
     def generate(self, prompts: TokenLists, max_new_tokens: Sequence[int], batch_rows: int) -> Generated:
         """All requests are submitted at once; the engine decodes them together."""
-        samples = _samples(prompts, max_new_tokens)
+        samples = bench_samples(prompts, max_new_tokens)
         engine = self._engine(samples)
         counts = dict.fromkeys((sample.id for sample in samples), 0)
         started_s = time.perf_counter()
@@ -78,16 +70,16 @@ class AprilEmbedded:
         """
         from torch.profiler import ProfilerActivity, profile
 
-        samples = _samples(prompts, [5 * _STEPS_PER_POLL] * len(prompts))
+        samples = bench_samples(prompts, [5 * STEPS_PER_POLL] * len(prompts))
         engine = self._engine(samples)
         engine.submit(samples)
         engine.poll()  # prefill and warm-up
-        before_s = _poll_step_s(engine)
+        before_s = poll_step_s(engine)
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            _poll_step_s(engine)
-        after_s = _poll_step_s(engine)
+            poll_step_s(engine)
+        after_s = poll_step_s(engine)
         outermost = [event for event in profiler.events() or () if event.cpu_parent is None]
-        kernel_s = sum(event.cpu_time_total for event in outermost) * 1e-6 / _STEPS_PER_POLL
+        kernel_s = sum(event.cpu_time_total for event in outermost) * 1e-6 / STEPS_PER_POLL
         engine.close()
         step_s = (before_s + after_s) / 2
         return {"step_s": step_s, "kernel_s": kernel_s, "outside_fraction": max(0.0, 1 - kernel_s / step_s)}
@@ -96,17 +88,34 @@ class AprilEmbedded:
         """Nothing outlives a workload."""
 
 
-def _poll_step_s(engine: EmbeddedEngine) -> float:
+def bench_engine(module: Any, samples: Sequence[Sample], threads: int) -> EmbeddedEngine:
+    """An engine whose KV memory holds all samples at once; a row can be twice as long as what it holds."""
+    tokens = [len(sample.prompt.token_ids) + sample.spec.max_new_tokens for sample in samples]
+    config = EmbeddedConfig(
+        max_running=len(samples),
+        kv_tokens=max(sum(max(2 * count, _SMALLEST_ROW_TOKENS) for count in tokens), MAX_POSITIONS),
+        threads=threads,
+        steps_per_poll=STEPS_PER_POLL,
+    )
+    return EmbeddedEngine(module, clock=WallClock(), config=config)
+
+
+def poll_step_s(engine: EmbeddedEngine) -> float:
+    """Seconds of a step, over one poll in which nobody starts or ends.
+
+    Raises:
+        EngineError: when the poll did not run all its steps.
+    """
     tokens, running, started_s = engine.load().generated_tokens, engine.load().running, time.perf_counter()
     engine.poll()
     seconds = time.perf_counter() - started_s
     num_steps = (engine.load().generated_tokens - tokens) / running
-    if num_steps != _STEPS_PER_POLL:
-        raise EngineError("a poll did not run the steps it was asked for", got=num_steps, expected=str(_STEPS_PER_POLL))
+    if num_steps != STEPS_PER_POLL:
+        raise EngineError("a poll did not run the steps it was asked for", got=num_steps, expected=str(STEPS_PER_POLL))
     return seconds / num_steps
 
 
-def _samples(prompts: TokenLists, max_new_tokens: Sequence[int]) -> list[Sample]:
+def bench_samples(prompts: TokenLists, max_new_tokens: Sequence[int]) -> list[Sample]:
     """One sample a prompt; equal prompts are members of one group, as in training."""
     groups: dict[tuple[int, ...], tuple[GroupId, Prompt, list[Sample]]] = {}
     samples = []

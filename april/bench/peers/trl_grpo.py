@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -53,7 +54,13 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
     trainer.train()
     trainer.model.save_pretrained(spec["out"])
     tokenizer.save_pretrained(spec["out"])
-    return {"wall_s": times[-1] - times[0], "num_samples": len(lengths), "num_tokens": sum(lengths)}
+    return {
+        "wall_s": times[-1] - times[0],
+        "num_samples": len(lengths),
+        "num_tokens": sum(lengths),
+        "length_median": statistics.median(lengths),
+        "length_max": max(lengths),
+    }
 
 
 def _options(spec: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from april.core.routes import Routes
 from april.engines.embedded.sampler import Draw
 from april.engines.embedded.slots import Ints
 
@@ -17,12 +18,13 @@ Doubles = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Column:
-    """One new token for each of n slots; `entropies` is None where no slot asked."""
+    """One new token for each of n slots; `entropies` is None where no slot asked, `routes` where none are recorded."""
 
     slots: Ints
     tokens: Ints
     logprobs: Doubles
     entropies: Doubles | None
+    routes: Routes | None = None
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,13 @@ class Emitted:
         slots: (n,).
         values: (2 or 3, n, Q): tokens, log-probs and, where asked, entropies; a row uses its first `counts` places.
         counts: (n,).
+        routes: (n, layers, k), experts of the pass that drew the tokens, in steps of one token a slot.
     """
 
     slots: Ints
     values: Doubles
     counts: Ints
+    routes: Routes | None = None
 
     def columns(self, ended: Mapping[int, object]) -> Iterator[Column]:
         """First tokens of all slots, then second ones, and so on; slots that are in `ended` by then have no more."""
@@ -49,7 +53,8 @@ class Emitted:
                 return
             picked = self.values[:, rows, place]
             entropies = picked[2] if len(picked) > 2 else None
-            yield Column(self.slots[rows], picked[0].astype(np.int64), picked[1], entropies)
+            routes = None if self.routes is None else self.routes[rows]
+            yield Column(self.slots[rows], picked[0].astype(np.int64), picked[1], entropies, routes)
 
 
 def host_values(drawn: Draw) -> Doubles:

@@ -24,6 +24,7 @@ from april.engines.base import Caps, Load, UpdateMode, Weights
 from april.engines.embedded.check import check_sample
 from april.engines.embedded.config import EmbeddedConfig
 from april.engines.embedded.emitted import Column
+from april.engines.embedded.noise import NormNoise
 from april.engines.embedded.prefill import compute_prefixes
 from april.engines.embedded.running import RunningBatch
 from april.engines.embedded.scheduler import Request, Room, WaitingQueue, capacity_classes
@@ -61,6 +62,9 @@ class EmbeddedEngine:
         if self._config.threads is not None:
             torch.set_num_threads(self._config.threads)
         self._forward = make_forward(module, self._config)
+        self._noise = NormNoise(self._config.noise)
+        if self._noise.level(version):
+            self._forward.load(self._noise.applied(dict(module.named_parameters()), version))
         self._sampler_id = f"embedded-{str(self._forward.dtype).removeprefix('torch.')}"
         longest = min(self._forward.max_positions, self._config.kv_tokens)
         self._classes = capacity_classes(longest)
@@ -103,7 +107,7 @@ class EmbeddedEngine:
         started_s = self._clock.now()
         self._park_aborted()
         self._swap_when_quiet()
-        for _ in range(self._config.steps_per_poll):
+        for _ in range(-(-self._config.steps_per_poll // self._config.decode_chunk_steps)):
             if any(isinstance(event, Finished | Parked) for event in self._outbox):
                 break
             self._admit()
@@ -222,7 +226,8 @@ class EmbeddedEngine:
             self._outbox.append(Progressed(self._clock.now(), self._running.request(slot).id, segment))
 
     def _take(self, slot: int) -> Segment | None:
-        sampler = self._sampler_id + ("+mixed-kv" if self._running.is_mixed(slot) else "")
+        mixed = "+mixed-kv" if self._running.is_mixed(slot) else ""
+        sampler = self._sampler_id + self._noise.sampler(self._version) + mixed
         return self._running.take_segment(slot, self._version, sampler)
 
     # -- weights --------------------------------------------------------------------------------------------------
@@ -240,7 +245,7 @@ class EmbeddedEngine:
                     self._running.request(slot).must_finish = True
             self._pending = (copies, version)
             return
-        self._forward.load(weights)
+        self._forward.load(self._noise.applied(weights, version))
         self._pending = None
         for slot in self._running.slots():
             self._report(slot)
@@ -262,7 +267,7 @@ class EmbeddedEngine:
         if self._pending is None or self._draining():
             return
         weights, version = self._pending
-        self._forward.load(weights)
+        self._forward.load(self._noise.applied(weights, version))
         self._running.kept.shrink(0)
         self._pending, self._version = None, version
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from april.core.routes import Routes
 from april.models.kv import KvBucket
 from april.models.lean_decode import LeanDecoder, PackedStates
 
@@ -30,6 +31,7 @@ class Forward(Protocol):
         dtype, device: of the weights.
         vocab_size, max_positions: limits of the model.
         takes_drafts: whether `decode` accepts `DraftStep` in place of buckets.
+        routes: (n, layers, k), experts of the rows of the last `decode`; None where they are not recorded.
     """
 
     dtype: torch.dtype
@@ -37,6 +39,7 @@ class Forward(Protocol):
     vocab_size: int
     max_positions: int
     takes_drafts: bool
+    routes: Routes | None
 
     def bucket(self, capacity: int) -> KvBucket:
         """Empty KV memory for rows of this capacity."""
@@ -48,6 +51,10 @@ class Forward(Protocol):
 
     def prefill(self, rows: TokenRows) -> Prefilled:
         """KV of these sequences (each of one token or more)."""
+        ...
+
+    def prefix_routes(self, token_ids: npt.NDArray[np.int32]) -> Routes | None:
+        """(T, layers, k), experts of a sequence that `prefill` has computed under the present weights, where they are known."""
         ...
 
     def decode(self, token_ids: torch.Tensor, positions: torch.Tensor, longest: int, buckets: Sequence[Any]) -> torch.Tensor:
@@ -68,6 +75,7 @@ class LeanForward:
     """`LeanDecoder` as the engine wants it."""
 
     takes_drafts = True
+    routes: Routes | None = None
 
     def __init__(self, decoder: LeanDecoder) -> None:
         self._decoder = decoder
@@ -79,6 +87,13 @@ class LeanForward:
     def bucket(self, capacity: int) -> KvBucket:
         shape = self._decoder.shape
         return KvBucket(shape.num_layers, shape.num_kv_heads, shape.head_dim, capacity, self.dtype, self.device)
+
+    def fix_addresses(self, longest_tokens: int) -> None:
+        """From now on weights are loaded into the tensors that hold them, and rows so long need no new tables."""
+        self._decoder.fix_addresses(longest_tokens)
+
+    def prefix_routes(self, token_ids: npt.NDArray[np.int32]) -> Routes | None:
+        return None
 
     def prefill(self, rows: TokenRows) -> PackedStates:
         return self._decoder.prefill(packed_ids(rows, self.device), [len(row) for row in rows])

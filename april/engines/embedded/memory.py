@@ -55,6 +55,10 @@ class KvMemory:
         """The class that a full row of this capacity grows into."""
         return class_for(capacity + 1, self.classes)
 
+    def growth_tokens(self, slots: Ints) -> int:
+        """Further tokens that these slots' rows would reserve in their next classes."""
+        return sum(self.next_class(size) - size for size in self.capacity[slots].tolist())
+
     def insert(self, slot: int, num_tokens: int, source: torch.Tensor | None) -> None:
         """Give a slot a row that holds `num_tokens` tokens of KV and has room for one more."""
         self._place(slot, class_for(num_tokens + 1, self.classes), num_tokens, source)
@@ -104,6 +108,7 @@ class KvMemory:
             if bucket.size:
                 bucket.resize(bucket.size)
             else:
+                bucket.resize(0)  # whoever still knows the bucket holds no memory with it
                 del self._buckets[capacity], self._slots[capacity]
 
     def _place(self, slot: int, capacity: int, num_tokens: int, source: torch.Tensor | None) -> None:
@@ -128,12 +133,14 @@ class KvMemory:
             self._promote_class(capacity, [slot for slot in slots if self.capacity[slot] == capacity])
 
     def _promote_class(self, capacity: int, slots: list[int]) -> None:
+        slots = sorted(slots, key=lambda slot: int(self._row[slot]))
         lengths = [int(self.num_tokens[slot]) for slot in slots]
-        rows = torch.from_numpy(self._row[slots])
-        # The old rows are given back first, so that the move stays within the budget.
-        bucket = self._buckets[capacity]
-        source = bucket.data.index_select(2, rows.to(bucket.data.device))
-        for slot in sorted(slots, key=lambda slot: -self._row[slot]):
+        bucket, rows = self._buckets[capacity], torch.from_numpy(self._row[slots])
+        # The old rows are given back first, so that the move stays within the budget. When all leave, nothing moves into
+        # their places meanwhile.
+        everyone = len(slots) == bucket.size
+        source = bucket.data[:, :, : bucket.size] if everyone else bucket.data.index_select(2, rows.to(bucket.data.device))
+        for slot in reversed(slots):
             self.remove(slot)
         larger = self.next_class(capacity)
         self.reserve(larger, len(slots))

@@ -10,6 +10,7 @@ import torch
 
 from april.core.ids import GroupId, SampleId, Version
 from april.core.sample import Segment
+from april.engines.embedded.chunks import ChunkDecoder, chunk_rows
 from april.engines.embedded.config import EmbeddedConfig
 from april.engines.embedded.emitted import Column, Doubles, Emitted, host_values
 from april.engines.embedded.forward import Forward
@@ -17,6 +18,7 @@ from april.engines.embedded.memory import KvMemory
 from april.engines.embedded.retain import Kept, KeptKv, Key
 from april.engines.embedded.sampler import SpecBatch, draw, spec_batch_of
 from april.engines.embedded.scheduler import Request, choose_preempted
+from april.engines.embedded.select import make_chunks
 from april.engines.embedded.slots import Ints, SlotTable
 from april.engines.embedded.speculate import Drafts, Feed, Payoff, accepted_counts, feed_of
 from april.models.kv import KvBucket
@@ -45,6 +47,7 @@ class RunningBatch:
         self.payoff = Payoff(config.draft_overhead_rows, adaptive=config.draft_adaptive)
         if self._drafts is None:
             self.payoff.state = "off: this forward verifies no guesses" if config.max_draft_tokens else "off"
+        self._chunks = make_chunks(forward, config, classes[-1])
         self._changed = True
         self._order: Ints = np.zeros(0, np.int64)
 
@@ -105,6 +108,8 @@ class RunningBatch:
     def add(self, request: Request, source: torch.Tensor | None, *, mixed: bool = False) -> int:
         """Start a request whose tokens but the last have the KV `source`; returns its slot."""
         slot = self._table.open(request)
+        if len(request.context) == request.num_prompt:
+            request.prompt_routes = self._forward.prefix_routes(request.context[:-1])
         self._table.mixed_kv[slot] = mixed
         self._memory.insert(slot, len(request.context) - 1, source)
         self._slot_of[request.id] = self._groups.setdefault(request.id.group, {})[request.id] = slot
@@ -155,6 +160,14 @@ class RunningBatch:
         growing: Ints = slots[self._memory.num_tokens[slots] == self._memory.capacity[slots]]
         return growing
 
+    def _growing_soon(self, num_steps: int) -> Ints:
+        """Slots that would be full within a chunk of steps, where the budget lets all of them grow; else the full ones."""
+        slots = self._sync_order()
+        needed = self._memory.num_tokens[slots] + np.minimum(num_steps, self._table.unsampled(slots))
+        soon: Ints = slots[needed > self._memory.capacity[slots]]
+        fits = self.reserved_tokens + self._memory.growth_tokens(soon) <= self._budget_tokens
+        return soon if fits else self._growing()
+
     def over_budget(self) -> list[int]:
         """Slots that have to leave, so that the rows that are full can grow."""
         growing = self._growing()
@@ -171,7 +184,7 @@ class RunningBatch:
 
     def grow(self) -> None:
         """Move full rows into their next class."""
-        growing = self._growing().tolist()
+        growing = (self._growing() if self._chunks is None else self._growing_soon(self._chunks.num_steps)).tolist()
         if growing:
             self._memory.promote(growing)
             self._changed = True
@@ -194,6 +207,8 @@ class RunningBatch:
     def step(self) -> Emitted:
         """Sample one token for every running sample, or more where guesses hold."""
         slots = self._sync_order()
+        if self._chunks is not None:
+            return self._chunk_step(slots, self._chunks)
         feed = self._feed(slots)
         return self._plain_step(slots) if feed is None else self._draft_step(slots, feed)
 
@@ -206,7 +221,14 @@ class RunningBatch:
         self._tokens = drawn.tokens
         self._positions += 1
         self._memory.num_tokens[slots] += 1
-        return Emitted(slots, host_values(drawn)[:, :, None], np.ones(len(slots), np.int64))
+        return Emitted(slots, host_values(drawn)[:, :, None], np.ones(len(slots), np.int64), self._forward.routes)
+
+    def _chunk_step(self, slots: Ints, chunks: ChunkDecoder) -> Emitted:
+        """Several steps between which the host does not look; rows that end meanwhile wait for the end of the chunk."""
+        rows = chunk_rows(self._table, self._memory, slots, chunks.num_steps)
+        values, counts = chunks.decode(self._buckets, rows)
+        self._memory.num_tokens[slots] += counts
+        return Emitted(slots, values, counts)
 
     def _feed(self, slots: Ints) -> Feed | None:
         """Last tokens and guesses of the next step; None when nobody guesses."""
@@ -216,7 +238,7 @@ class RunningBatch:
         for slot in slots.tolist():
             self._catch_up(self._drafts, slot)
         room = np.minimum(self._memory.capacity[slots] - self._memory.num_tokens[slots], self._table.room(slots))
-        most = np.minimum(room, self._table.limit_tokens[slots] - self._table.response_tokens[slots]) - 1
+        most = np.minimum(room, self._table.unsampled(slots)) - 1
         guesses: list[list[int]] = [[] for _ in slots]
         for row, slot in enumerate(slots[:num_rows].tolist()):
             guesses[row] = self._drafts.guess(slot, int(most[row]))
@@ -255,7 +277,7 @@ class RunningBatch:
 
     def record(self, column: Column) -> tuple[Ints, Ints]:
         """Append one token to each of these slots; those that end with a stop token, and others that reached their limit."""
-        return self._table.record(column.slots, column.tokens, column.logprobs, column.entropies)
+        return self._table.record(column.slots, column.tokens, column.logprobs, column.entropies, column.routes)
 
     def _next_uniforms(self, slots: Ints) -> torch.Tensor:
         """Uniforms (n,) of the next position; drawn for some positions at once while members stay."""

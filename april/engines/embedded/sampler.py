@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from april.core.sampling import SamplingSpec
+from april.core.sampling import SMALLEST_ENTROPY, SamplingSpec, temperature_factor
 
 _BLOCKS = (512, 256, 128)
 _PLAIN_VOCABULARY = 1_024
@@ -24,6 +24,7 @@ class SpecBatch:
         greedy: bool (n,).
         top_p: (n, 1), 1 where nothing is cut.
         top_k: int64 (n, 1), V where nothing is cut.
+        adaptive: (n, 4), what makes a row's temperature follow its entropy; strength 0 where nothing does.
         entropy: whether any row wants entropies.
         all_greedy: whether no row draws at random.
     """
@@ -32,24 +33,41 @@ class SpecBatch:
     greedy: torch.Tensor | None
     top_p: torch.Tensor | None
     top_k: torch.Tensor | None
+    adaptive: torch.Tensor | None
     entropy: bool
     all_greedy: bool = False
 
+    @property
+    def _parts(self) -> tuple[torch.Tensor | None, ...]:
+        return self.inverse_temperature, self.greedy, self.top_p, self.top_k, self.adaptive
+
     def rows(self, index: torch.Tensor) -> SpecBatch:
         """The parameters of these rows, int64 (m,), repeated as often as they are named."""
-        parts = (self.inverse_temperature, self.greedy, self.top_p, self.top_k)
-        return SpecBatch(
-            *(None if part is None else part.index_select(0, index) for part in parts), self.entropy, self.all_greedy
-        )
+        found = (None if part is None else part.index_select(0, index) for part in self._parts)
+        return SpecBatch(*found, self.entropy, self.all_greedy)
+
+    @property
+    def kind(self) -> tuple[bool, ...]:
+        """Which operations these parameters need; equal kinds of equal size may take each other's values."""
+        return *(part is None for part in self._parts), self.entropy, self.all_greedy
+
+    def take(self, other: SpecBatch) -> None:
+        """Copy the values of another batch of the same kind and size into the tensors of this one."""
+        for part, new in zip(self._parts, other._parts, strict=True):
+            if part is not None and new is not None:
+                part.copy_(new)
 
 
+NUM_SPEC_COLUMNS = 8
 SpecColumns = npt.NDArray[np.float64]
-"""(n, 4): temperature, top-p, top-k and whether entropies are wanted."""
+"""(n, 8): temperature, top-p, top-k, whether entropies are wanted; strength, pivot and scales of an adaptive temperature."""
 
 
-def spec_columns(spec: SamplingSpec) -> tuple[float, float, float, float]:
+def spec_columns(spec: SamplingSpec) -> tuple[float, ...]:
     """One row of `SpecColumns`."""
-    return spec.temperature, spec.top_p, float(spec.top_k), float(spec.entropy)
+    rule = spec.adaptive
+    adaptive = (0.0,) * 4 if rule is None else (rule.strength, rule.pivot, rule.scale_above, rule.scale_below)
+    return spec.temperature, spec.top_p, float(spec.top_k), float(spec.entropy), *adaptive
 
 
 def spec_batch(specs: Sequence[SamplingSpec], vocab_size: int, device: torch.device, dtype: torch.dtype) -> SpecBatch:
@@ -59,7 +77,8 @@ def spec_batch(specs: Sequence[SamplingSpec], vocab_size: int, device: torch.dev
 
 def spec_batch_of(columns: SpecColumns, vocab_size: int, device: torch.device, dtype: torch.dtype) -> SpecBatch:
     """Vectors for the rows of `columns`."""
-    temperature, top_p, top_k, entropy = columns.T
+    temperature, top_p, top_k, entropy = columns.T[:4]
+    adaptive = columns[:, 4:]
     greedy, wide = temperature == 0, compute_dtype(dtype)
 
     def column(values: npt.NDArray[np.generic], kind: torch.dtype) -> torch.Tensor:
@@ -71,6 +90,7 @@ def spec_batch_of(columns: SpecColumns, vocab_size: int, device: torch.device, d
         torch.from_numpy(greedy).to(device) if greedy.any() else None,
         column(top_p, wide) if (top_p < 1).any() else None,
         column(np.where(top_k > 0, top_k, vocab_size), torch.int64) if top_k.any() else None,
+        torch.from_numpy(adaptive.copy()).to(device=device, dtype=wide) if (adaptive[:, 0] * ~greedy).any() else None,
         bool(entropy.any()),
         bool(greedy.all()),
     )
@@ -86,8 +106,12 @@ def log_distribution(logits: torch.Tensor, specs: SpecBatch) -> torch.Tensor:
 
     Temperature comes first, then top-k, then top-p on what is left; both keep the most likely tokens, and the token that
     passes the mass `top_p` is still kept (Holtzman et al. 2020, "The curious case of neural text degeneration").
+    An adaptive temperature follows the entropy of what is left then.
     """
-    logprobs = torch.log_softmax(_scaled(logits, specs), dim=-1)
+    scaled = _scaled(logits, specs)
+    if specs.adaptive is not None:
+        scaled = scaled / _factors(_entropies(torch.softmax(scaled, dim=-1)), specs.adaptive)
+    logprobs = torch.log_softmax(scaled, dim=-1)
     if specs.greedy is None:
         return logprobs
     best = torch.zeros_like(logprobs).fill_(float("-inf")).scatter_(1, logits.argmax(-1, keepdim=True), 0.0)
@@ -102,6 +126,19 @@ def _scaled(logits: torch.Tensor, specs: SpecBatch) -> torch.Tensor:
     if specs.top_k is not None or specs.top_p is not None:
         scaled = scaled.masked_fill(~_kept(scaled, specs), float("-inf"))
     return scaled
+
+
+def _entropies(probabilities: torch.Tensor) -> torch.Tensor:
+    """(n,) in nats."""
+    return torch.special.entr(probabilities).sum(-1)
+
+
+def _factors(entropies: torch.Tensor, adaptive: torch.Tensor) -> torch.Tensor:
+    """(n, 1): what the temperature of rows with these entropies is multiplied by."""
+    strength, pivot, above, below = adaptive.unbind(1)
+    z = entropies.clamp(min=SMALLEST_ENTROPY).log() - pivot
+    factors: torch.Tensor = temperature_factor(z, strength, above, below)
+    return factors.unsqueeze(1)
 
 
 def _kept(scaled: torch.Tensor, specs: SpecBatch) -> torch.Tensor:
@@ -183,10 +220,17 @@ def draw(logits: torch.Tensor, specs: SpecBatch, uniforms: torch.Tensor) -> Draw
         zeros = torch.zeros(tokens.shape, dtype=compute_dtype(logits.dtype), device=logits.device)
         return Draw(tokens, zeros, zeros if specs.entropy else None)
     # One pass instead of three: the log-prob is the logarithm of the very probability that the token was drawn with.
-    probabilities = torch.softmax(_scaled(logits, specs), dim=-1)
+    scaled = _scaled(logits, specs)
+    probabilities = torch.softmax(scaled, dim=-1)
+    entropies = _entropies(probabilities) if specs.adaptive is not None else None
+    if specs.adaptive is not None and entropies is not None:
+        probabilities = torch.softmax(scaled / _factors(entropies, specs.adaptive), dim=-1)
     if specs.greedy is not None:
         best = torch.zeros_like(probabilities).scatter_(1, logits.argmax(-1, keepdim=True), 1.0)
         probabilities = torch.where(specs.greedy[:, None], best, probabilities)
+        entropies = None if entropies is None else entropies.masked_fill(specs.greedy, 0.0)
     tokens = invert_cdf(probabilities, uniforms)
     chosen = probabilities.gather(1, tokens[:, None]).squeeze(1).log()
-    return Draw(tokens, chosen, torch.special.entr(probabilities).sum(-1) if specs.entropy else None)
+    if specs.entropy and entropies is None:
+        entropies = _entropies(probabilities)
+    return Draw(tokens, chosen, entropies)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from april.core.errors import EngineError
 from april.core.ids import SampleId
+from april.core.routes import Routes
 from april.core.sample import Sample
 
 _SMALLEST_CLASS_TOKENS = 64
@@ -30,6 +31,7 @@ class Request:
         context: int32 prompt and response tokens that are known to the caller or already reported.
         limit_tokens: response length at which it ends with "length".
         must_finish: whether a drain waits for it.
+        prompt_routes: of its prompt's tokens but the last, to report with its first segment.
     """
 
     serial: int
@@ -37,6 +39,7 @@ class Request:
     context: npt.NDArray[np.int32]
     limit_tokens: int
     must_finish: bool = False
+    prompt_routes: Routes | None = None
 
     @property
     def id(self) -> SampleId:

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from april.core.errors import ModelError
+from april.core.errors import EngineError, ModelError
+from april.engines.embedded.chunks import ChunkDecoder, cuda_graph_capture
 from april.engines.embedded.config import EmbeddedConfig
 from april.engines.embedded.forward import Forward, LeanForward
 from april.engines.embedded.transformers_forward import transformers_forward
@@ -20,7 +21,7 @@ def make_forward(module: Any, config: EmbeddedConfig) -> Forward:
         ModelError: when the lean forward is asked for by name and cannot serve the module.
     """
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
-    decoder = LeanDecoder.from_module(module, dtype) if config.forward != "transformers" else None
+    decoder = LeanDecoder.from_module(module, dtype) if config.forward != "transformers" and not config.record_routes else None
     if decoder is not None:
         return LeanForward(decoder)
     if config.forward == "lean":
@@ -30,4 +31,39 @@ def make_forward(module: Any, config: EmbeddedConfig) -> Forward:
             expected="qwen3, qwen2 or llama with default rope and no sliding window",
             hint='set engine.forward = "auto"',
         )
-    return transformers_forward(module, dtype)
+    forward = transformers_forward(module, dtype)
+    if config.record_routes:
+        forward.record_routes()
+    return forward
+
+
+def make_chunks(forward: Forward, config: EmbeddedConfig, longest_tokens: int) -> ChunkDecoder | None:
+    """What decodes several steps without the host; None where every step is looked at.
+
+    Args:
+        longest_tokens: of any row.
+
+    Raises:
+        EngineError: for a forward that is not lean, or graphs without CUDA.
+    """
+    if config.decode_chunk_steps == 1 and not config.cuda_graphs:
+        return None
+    key = "cuda_graphs" if config.cuda_graphs else "decode_chunk_steps"
+    if not isinstance(forward, LeanForward):
+        raise EngineError(
+            "steps without the host need the lean forward",
+            where=f"engine.{key}",
+            got="a model that runs through transformers",
+            expected="qwen3, qwen2 or llama with default rope and no sliding window",
+            hint="remove engine.decode_chunk_steps and engine.cuda_graphs",
+        )
+    if config.cuda_graphs and forward.device.type != "cuda":
+        raise EngineError(
+            "CUDA graphs need a CUDA device",
+            where="engine.cuda_graphs",
+            got=f"a model on {forward.device}",
+            expected="a model on cuda",
+            hint='set engine.cuda_graphs = false, or model.device = "cuda" where there is one',
+        )
+    capture = cuda_graph_capture(forward.device) if config.cuda_graphs else None
+    return ChunkDecoder(forward, config.decode_chunk_steps, longest_tokens, capture)

@@ -8,8 +8,9 @@ import numpy.typing as npt
 from april.core.errors import EngineError
 from april.core.ids import Version
 from april.core.random import sample_key, uniforms
+from april.core.routes import Routes
 from april.core.sample import Segment
-from april.engines.embedded.sampler import SpecColumns, spec_columns
+from april.engines.embedded.sampler import NUM_SPEC_COLUMNS, SpecColumns, spec_columns
 from april.engines.embedded.scheduler import Request
 
 Ints = npt.NDArray[np.int64]
@@ -35,9 +36,10 @@ class SlotTable:
         self._tokens = np.zeros((num_slots, buffer_tokens), np.int32)
         self._logprobs = np.zeros((num_slots, buffer_tokens), np.float32)
         self._entropies = np.zeros((num_slots, buffer_tokens), np.float32)
+        self._routes: Routes | None = None
         self._stop_ids = np.full((num_slots, 1), -1, np.int64)
         self._has_strings = np.zeros(num_slots, np.bool_)
-        self._spec = np.zeros((num_slots, 4))
+        self._spec = np.zeros((num_slots, NUM_SPEC_COLUMNS))
         self._free = list(range(num_slots - 1, -1, -1))
 
     @property
@@ -86,9 +88,19 @@ class SlotTable:
         columns: SpecColumns = self._spec[slots]
         return columns
 
+    def stop_ids(self, slots: Ints) -> Ints:
+        """Stop tokens of these slots, (n, any), -1 where a slot has fewer."""
+        ids: Ints = self._stop_ids[slots]
+        return ids
+
     def uniforms(self, slots: Ints, num_positions: int) -> npt.NDArray[np.float64]:
         """The addressed uniforms (num_positions, n) of each slot's next tokens."""
         return uniforms(self.keys[slots], self.response_tokens[slots] + np.arange(num_positions)[:, None])
+
+    def unsampled(self, slots: Ints) -> Ints:
+        """Tokens that each slot's limit leaves."""
+        left: Ints = self.limit_tokens[slots] - self.response_tokens[slots]
+        return left
 
     def room(self, slots: Ints) -> Ints:
         """Tokens that each slot can hold before it has to report."""
@@ -96,7 +108,12 @@ class SlotTable:
         return room
 
     def record(
-        self, slots: Ints, tokens: Ints, logprobs: npt.NDArray[np.float64], entropies: npt.NDArray[np.float64] | None
+        self,
+        slots: Ints,
+        tokens: Ints,
+        logprobs: npt.NDArray[np.float64],
+        entropies: npt.NDArray[np.float64] | None,
+        routes: Routes | None = None,
     ) -> tuple[Ints, Ints]:
         """Append one token to each of these distinct slots.
 
@@ -108,6 +125,10 @@ class SlotTable:
         self._logprobs[slots, column] = logprobs
         if entropies is not None:
             self._entropies[slots, column] = entropies
+        if routes is not None:
+            if self._routes is None:
+                self._routes = np.zeros((*self._tokens.shape, *routes.shape[1:]), routes.dtype)
+            self._routes[slots, column] = routes
         self._unreported[slots] = column + 1
         self.total_tokens[slots] += 1
         response = self.response_tokens[slots] + 1
@@ -147,6 +168,8 @@ class SlotTable:
         request = self.request(slot)
         tokens = self._tokens[slot, :count].copy()
         entropies = self._entropies[slot, :count].copy() if request.sample.spec.entropy else None
+        routes = None if self._routes is None else self._routes[slot, :count].copy()
+        prompt_routes = request.prompt_routes if len(request.context) == request.num_prompt else None
         request.context = np.concatenate([request.context, tokens])
         self._unreported[slot] = 0
-        return Segment(tokens, self._logprobs[slot, :count].copy(), version, sampler, entropies)
+        return Segment(tokens, self._logprobs[slot, :count].copy(), version, sampler, entropies, routes, prompt_routes)

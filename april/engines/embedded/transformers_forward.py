@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from april.core.errors import ModelError
+from april.core.routes import Routes
 from april.engines.embedded.forward import TokenRows
 from april.models.attention import group_lengths
 from april.models.kv import KvBucket
+from april.models.routing import Routing
 
 _UNBOUNDED_POSITIONS = 2**20  # for architectures without a limit of their own
+_MOST_PREFIX_TOKENS = 2**17
 
 
 class TransformersForward:
@@ -28,6 +33,8 @@ class TransformersForward:
     """
 
     takes_drafts = False
+    routes: Routes | None = None
+    _routing: Routing | None = None
 
     def __init__(self, module: Any, dtype: torch.dtype | None = None) -> None:
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
@@ -38,6 +45,15 @@ class TransformersForward:
         self.vocab_size = self.module.get_output_embeddings().weight.shape[0]
         positions = getattr(self.module.config.get_text_config(), "max_position_embeddings", None)
         self.max_positions = int(positions or _UNBOUNDED_POSITIONS)
+        self._prefixes: OrderedDict[bytes, Routes] = OrderedDict()
+
+    def record_routes(self) -> None:
+        """Keep the experts of every decode step, and of sequences that are prefilled.
+
+        Raises:
+            ModelError: a model without experts.
+        """
+        self._routing = Routing.of(self.module)
 
     def bucket(self, capacity: int) -> KvBucket:
         return KvBucket(1, 1, 1, capacity, torch.float64, self.device)
@@ -55,8 +71,28 @@ class TransformersForward:
             raise ModelError("a parameter is missing", where=missing[0], expected="the names of the Hugging Face model")
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
+        self._prefixes.clear()
 
+    def prefix_routes(self, token_ids: npt.NDArray[np.int32]) -> Routes | None:
+        return self._prefixes.get(token_ids.tobytes())
+
+    def _keep_routes(self, rows: TokenRows) -> None:
+        """Remember the experts of the sequences of the last forward pass: prompts are asked for soon, and the oldest go."""
+        if self._routing is None:
+            return
+        chosen = self._routing.chosen().cpu().numpy().astype(self._routing.dtype)
+        padded = chosen.reshape(len(rows), -1, *chosen.shape[1:])
+        for row, routes in zip(rows, padded, strict=True):
+            self._prefixes[row.tobytes()] = routes[: len(row)].copy()
+        size = sum(map(len, self._prefixes.values()))
+        while size > _MOST_PREFIX_TOKENS and len(self._prefixes) > len(rows):
+            size -= len(self._prefixes.popitem(last=False)[1])
+
+    @torch.inference_mode()
     def prefill(self, rows: TokenRows) -> RowStates:
+        if self._routing is not None:
+            self.module(input_ids=padded_ids(rows, self.device), use_cache=False)
+            self._keep_routes(rows)
         ids = [torch.from_numpy(row.astype(np.float64)).to(self.device) for row in rows]
         return RowStates([row.view(1, 1, 1, -1, 1).expand(1, 2, 1, -1, 1) for row in ids])
 
@@ -64,7 +100,20 @@ class TransformersForward:
     def decode(self, token_ids: torch.Tensor, positions: torch.Tensor, longest: int, buckets: Sequence[KvBucket]) -> torch.Tensor:
         sizes = [bucket.size for bucket in buckets]
         parts = zip(buckets, token_ids.split(sizes), positions.split(sizes), strict=True)
-        return torch.cat([self.decode_bucket(bucket, ids, last) for bucket, ids, last in parts])
+        logits, routes = [], []
+        for bucket, ids, last in parts:
+            logits.append(self.decode_bucket(bucket, ids, last))
+            if self._routing is not None:
+                routes.append(self._last_routes(self._routing, last))
+        self.routes = np.concatenate(routes) if routes else None
+        return torch.cat(logits)
+
+    def _last_routes(self, routing: Routing, last: torch.Tensor) -> Routes:
+        """Experts of the new token of each row of the bucket that was just decoded; the pass may have computed all its tokens."""
+        chosen = routing.chosen().view(len(last), -1, routing.num_layers, routing.top_k)
+        new = chosen[torch.arange(len(last), device=last.device), last if chosen.shape[1] > 1 else 0]
+        routes: Routes = new.cpu().numpy().astype(routing.dtype)
+        return routes
 
     def decode_bucket(self, bucket: KvBucket, token_ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
         """Logits (n, V) that follow the new token of each row of one bucket."""
@@ -92,6 +141,7 @@ class CachedTransformersForward(TransformersForward):
     def __init__(self, plain: TransformersForward) -> None:
         self.module, self.dtype, self.device = plain.module, plain.dtype, plain.device
         self.vocab_size, self.max_positions = plain.vocab_size, plain.max_positions
+        self._prefixes = OrderedDict()
         cache = self._cache_of(torch.zeros(1, 1, dtype=torch.int64, device=self.device))
         key = cache.layers[0].keys
         self._sizes = (len(cache.layers), key.shape[1], key.shape[3])
@@ -119,6 +169,7 @@ class CachedTransformersForward(TransformersForward):
         for first, last in group_lengths([len(rows[index]) for index in ranked]):
             members = ranked[first:last]
             cache = self._cache_of(padded_ids([rows[index] for index in members], self.device))
+            self._keep_routes([rows[index] for index in members])
             kv = torch.stack([torch.stack((layer.keys, layer.values)) for layer in cache.layers])
             states |= {index: kv[:, :, place, :, : len(rows[index])] for place, index in enumerate(members)}
         return RowStates([states[index] for index in range(len(rows))])

@@ -10,12 +10,14 @@ and leaves K + B tokens. While B does not change, n steps cost a sum of at most 
 
 from __future__ import annotations
 
+import bisect
 import json
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from april.config.schema import Config
 from april.core.errors import DataError
@@ -26,12 +28,16 @@ class EngineCosts(Config):
 
     step_fixed_s: float = Field(0.008, ge=0, description="launches, scheduling and sampling of a decode step")
     step_per_sequence_s: float = Field(1e-5, ge=0, description="the part of it that grows with the number of sequences")
+    step_by_batch_s: tuple[tuple[int, float], ...] = Field(
+        (), description="measured: (sequences, further seconds of a step), ascending; linear in between, the last one beyond"
+    )
     weights_read_s: float = Field(0.0, ge=0, description="reading the weights that every step needs")
     experts_read_s: float = Field(0.0, ge=0, description="reading all experts of a mixture once")
     experts_share: float = Field(1.0, gt=0, le=1, description="share of the experts that one token uses")
     context_token_read_s: float = Field(0.0, ge=0, description="reading the KV of one context token")
     compute_per_sequence_s: float = Field(0.0, ge=0, description="arithmetic of one token; hidden behind the reads while shorter")
-    admit_s: float = Field(0.0, ge=0, description="taking a sample in, however much of it is cached")
+    admission_s: float = Field(0.0, ge=0, description="each time that samples are taken in between two steps, however many")
+    admit_s: float = Field(0.0, ge=0, description="each sample taken in, however much of it is cached")
     prefill_fixed_s: float = Field(0.0, ge=0, description="each prefill, whatever its length")
     prefill_per_token_s: float = Field(0.0, ge=0, description="prefill, the part that is linear in the tokens")
     prefill_per_token2_s: float = Field(0.0, ge=0, description="prefill, the part that is quadratic in the tokens")
@@ -45,6 +51,13 @@ class EngineCosts(Config):
             return 0.0
         return self.prefill_fixed_s + self.prefill_per_token_s * num_tokens + self.prefill_per_token2_s * num_tokens * num_tokens
 
+    @model_validator(mode="after")
+    def _ascending(self) -> EngineCosts:
+        sizes = [batch for batch, _ in self.step_by_batch_s]
+        if sizes != sorted(set(sizes)) or any(batch < 1 or seconds < 0 for batch, seconds in self.step_by_batch_s):
+            raise ValueError("step_by_batch_s has ascending numbers of sequences, and seconds that are not negative")
+        return self
+
     @cached_property
     def _by_batch(self) -> dict[int, tuple[float, float, float]]:
         return {}
@@ -55,7 +68,8 @@ class EngineCosts(Config):
         if known is None:
             touched = 1.0 - (1.0 - self.experts_share) ** batch
             reads = self.weights_read_s + self.experts_read_s * touched
-            known = (self.step_fixed_s + self.step_per_sequence_s * batch, reads, self.compute_per_sequence_s * batch)
+            overhead = self.step_fixed_s + self.step_per_sequence_s * batch + interpolated(self.step_by_batch_s, batch)
+            known = (overhead, reads, self.compute_per_sequence_s * batch)
             self._by_batch[batch] = known
         return known
 
@@ -118,3 +132,14 @@ class EngineCosts(Config):
             return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, ValidationError) as error:
             raise DataError("costs cannot be read", where=str(path), got=error, expected="a file of EngineCosts") from None
+
+
+def interpolated(table: Sequence[tuple[int, float]], batch: int) -> float:
+    """A value of a measured table: linear between its entries, constant outside; 0 of an empty one."""
+    if not table:
+        return 0.0
+    place = bisect.bisect_left(table, (batch, -math.inf))
+    if place in (0, len(table)):
+        return table[min(place, len(table) - 1)][1]
+    (low, before), (high, after) = table[place - 1], table[place]
+    return before + (after - before) * (batch - low) / (high - low)

@@ -202,7 +202,7 @@ class Replica:
                 continue
             self.waiting.popleft()
             prefill_s += self._enter(job, wanted)
-        self.start_s += prefill_s
+        self.start_s += prefill_s + (self.costs.admission_s if prefill_s > 0 else 0.0)
 
     def _enter(self, job: Job, wanted: int) -> float:
         """Put a sequence into the batch; gives the seconds of its prefill."""

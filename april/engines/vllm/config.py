@@ -10,9 +10,14 @@ from april.config.schema import Config
 
 
 class VllmConfig(Config):
-    """vLLM, stepped in this process; needs the extra april-rl[vllm]."""
+    """vLLM, stepped in the process that it is in; needs the extra april-rl[vllm]."""
 
     type: Literal["vllm"] = "vllm"
+    process: Literal["main", "child"] = Field(
+        "main", description="where the engine computes; a child process that dies or hangs costs no sample, only time"
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads of a child process; unset takes those of the model")
+    replicas: int = Field(1, ge=1, description="engines behind one pool; with process = child, each in a process of its own")
     max_running: int = Field(128, ge=1, description="samples decoded at once; more wait inside the engine")
     kv_tokens: int | None = Field(
         None, ge=1, description="tokens of KV memory; unset lets vLLM take what its memory share allows"

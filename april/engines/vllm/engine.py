@@ -153,6 +153,14 @@ class VllmEngine:
                 expected=f"at most {_LARGEST_ENTROPY_VOCABULARY} tokens",
                 hint='set sampling.entropy = false, or engine.type = "embedded"',
             )
+        if sample.spec.adaptive is not None:
+            raise EngineError(
+                "vLLM draws all tokens of a sample at one temperature",
+                where="sampling.adaptive_temperature",
+                got=sample.spec.adaptive.strength,
+                expected="0",
+                hint='set sampling.adaptive_temperature = 0, or engine.type = "embedded"',
+            )
 
     def abort(self, ids: Sequence[SampleId] | None = None) -> None:
         """Park these samples at the next poll; ids that are not here are ignored."""

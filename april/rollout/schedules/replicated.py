@@ -25,6 +25,11 @@ class ReplicatedConfig(Config):
 
     type: Literal["replicated"] = "replicated"
     over_provision: float = Field(1.25, ge=1.0, description="groups started over groups per step")
+    refill: Literal["one", "step"] = Field(
+        "one",
+        description="what filters take is replaced one by one; step: by as many groups as a step starts with, as soon as fewer "
+        "than a batch are left (dynamic sampling of slime)",
+    )
     redundant_samples: int = Field(0, ge=0, description="spare members of each group; its first group_size finishers win")
     max_running: int | None = Field(None, ge=1, description="samples in the engine; all that are issued when left out")
 
@@ -49,12 +54,21 @@ class ReplicatedSchedule:
             if view.num_running:
                 return Plan(park=view.running_samples()), memo
             return Plan(emit=view.ready_groups(view.groups_per_step)), memo
-        first = memo.get("filled") != view.version
-        wanted = round(self.config.over_provision * view.groups_per_step) if first else view.groups_per_step
-        if (missing := min(wanted - view.num_groups, view.issuable)) > 0:
+        if (missing := min(self._missing(view, first=memo.get("filled") != view.version), view.issuable)) > 0:
             return Plan(issue=missing, extra_samples=self.config.redundant_samples), memo
         room = None if self.config.max_running is None else self.config.max_running - view.num_running
         return Plan(start=waiting_up_to(view, room)), {**memo, "filled": view.version}
+
+    def _missing(self, view: View, first: bool) -> int:
+        """Groups to issue now.
+
+        Args:
+            first: whether this is the fill with which a step begins.
+        """
+        size, whole = view.groups_per_step, round(self.config.over_provision * view.groups_per_step)
+        if first or self.config.refill == "one":
+            return (whole if first else size) - view.num_groups
+        return whole if view.num_groups < size else 0
 
     def _losers(self, view: View) -> list[GroupId]:
         """Groups of a step that has been cut; those still being judged go when their outcomes come."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
-import tomllib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch import Tensor
 from april.algorithms.columns import Layout, TokenBatch
 from april.algorithms.losses.compose import Algorithm, Loss, credit, policy_loss, stage
 from april.algorithms.spec import AlgorithmConfig
+from april.config.load import read_preset
 
 F64 = torch.float64
 
@@ -77,8 +76,7 @@ def algorithm(**options: object) -> Algorithm:
 
 def preset(name: str, **changes: Any) -> Algorithm:
     """The algorithm of a preset file."""
-    text = importlib.resources.files("april").joinpath("recipes", "algorithm", f"{name}.toml").read_text(encoding="utf-8")
-    return algorithm(**{**tomllib.loads(text), **changes})
+    return algorithm(**{**read_preset(name)[0], **changes})
 
 
 def step_loss(atoms: Algorithm, tokens: TokenBatch, current: Tensor, *, credited: bool = True) -> tuple[Loss, Tensor]:

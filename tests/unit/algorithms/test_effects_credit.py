@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
-from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -14,14 +12,14 @@ from torch import Tensor
 from april.algorithms.columns import TokenBatch
 from april.algorithms.losses.compose import Algorithm, credit
 from april.algorithms.spec import AlgorithmConfig
+from april.config.load import read_preset
 
 LINE, EOS = 35, 1
-PRESETS = files("april") / "recipes" / "algorithm"
 
 
 def advantage_of(preset: str, tokens: TokenBatch, **options: Any) -> Tensor:
     """The credit of a preset, with some options of its advantage replaced."""
-    data = tomllib.loads((PRESETS / f"{preset}.toml").read_text(encoding="utf-8"))
+    data = read_preset(preset)[0]
     data["advantage"] |= options
     config = AlgorithmConfig.model_validate(data)
     assert not {"turn", "anchor", "value"} & config.advantage.needs - set(tokens.columns)
@@ -100,7 +98,7 @@ def test_grape_lets_sure_items_decide() -> None:
 
 def test_loop_leaves_one_out_and_clips() -> None:
     assert torch.allclose(advantage_of("loop", solved(1, 4)), torch.tensor([1.0, -1 / 3, -1 / 3, -1 / 3], dtype=F64))
-    clipped = AlgorithmConfig.model_validate(tomllib.loads((PRESETS / "loop.toml").read_text(encoding="utf-8")))
+    clipped = AlgorithmConfig.model_validate(read_preset("loop")[0])
     assert clipped.surrogate.type == "clip" and clipped.bounds is not None
 
 

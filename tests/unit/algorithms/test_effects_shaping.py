@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import math
-import tomllib
 from typing import Any
 
 import pytest
@@ -15,13 +13,13 @@ from april.algorithms.columns import TokenBatch
 from april.algorithms.filters import first_reason
 from april.algorithms.losses.compose import Algorithm, credit, policy_loss, shares
 from april.algorithms.spec import AlgorithmConfig
+from april.config.load import read_preset
 from april.core.group import Batch, Group, Reward
 from april.training.batch import assemble
 
 
 def preset(name: str, **changes: Any) -> Algorithm:
-    text = importlib.resources.files("april").joinpath("recipes", "algorithm", f"{name}.toml").read_text()
-    return Algorithm.of(AlgorithmConfig.model_validate({**tomllib.loads(text), **changes}))
+    return Algorithm.of(AlgorithmConfig.model_validate({**read_preset(name)[0], **changes}))
 
 
 def advantages(algorithm: Algorithm, tokens: TokenBatch) -> list[float]:

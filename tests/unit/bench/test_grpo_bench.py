@@ -27,11 +27,13 @@ def test_ratios_are_paired_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return {"wall_s": seconds[side][seed], "accuracy": 0.5}
 
     monkeypatch.setattr(grpo_bench, "_april", april)
-    monkeypatch.setattr(grpo_bench, "_trl", lambda _options, seed, _folder: {"wall_s": seconds["trl"][seed], "accuracy": 0.5})
+    monkeypatch.setattr(grpo_bench, "_trl", lambda _options, seed, _folder: {"wall_s": seconds["trl"][seed], "accuracy": 0.25})
     result = run_grpo_bench(GrpoOptions("long-tailed"), tmp_path, lambda _line: None)
     assert result["speedup_over_trl"]["april"]["runs"] == [4.0, 6.0, 2.0]
     assert result["speedup_over_trl"]["april"]["mean"] == 4.0
     assert result["speedup_over_trl"]["april-sync"]["runs"] == [2.0, 3.0, 1.0]
+    assert result["accuracy_over_trl"]["april"]["runs"] == [0.25, 0.25, 0.25]
+    assert result["options"]["model"] == "packaged"
 
 
 def test_trl_gets_the_problems_and_options_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,3 +105,30 @@ def test_an_empty_data_set_is_refused() -> None:
     with pytest.raises(DataError, match="empty"):
         PromptSampler([])
     assert PromptSampler(prompts(1)).epoch == 0
+
+
+def asking(*questions: int | None) -> list[Prompt]:
+    return [Prompt(f"p{i}", [1], item={} if query is None else {"query": query}) for i, query in enumerate(questions)]
+
+
+def test_prompts_of_one_question_come_one_after_another() -> None:
+    data = asking(1, 2, 3, 1, 2, None, 3, 1, None)
+    sampler = PromptSampler(data, seed=1, together="query")
+    orders = [[prompt.item.get("query") for _, prompt in sampler.next(9, nothing_open)] for _ in range(6)]
+    for order in orders:
+        assert sorted(map(str, order)) == sorted(str(prompt.item.get("query")) for prompt in data)
+        for query in (1, 2, 3):
+            at = [place for place, found in enumerate(order) if found == query]
+            assert at == list(range(at[0], at[0] + len(at)))
+    assert len({tuple(order) for order in orders}) > 1
+    apart = PromptSampler(data, seed=1)
+    mixed = [[prompt.item.get("query") for _, prompt in apart.next(9, nothing_open)] for _ in range(6)]
+    assert any(abs(order.index(2) - (8 - order[::-1].index(2))) > 1 for order in mixed), "a shuffled data set keeps them apart"
+
+
+def test_a_cursor_over_questions_is_restored() -> None:
+    data = asking(1, 2, 3, 1, 2, 3)
+    sampler, other = PromptSampler(data, seed=4, together="query"), PromptSampler(data, seed=4, together="query")
+    sampler.next(8, nothing_open)
+    other.load_state_dict(sampler.state_dict())
+    assert [p.id for _, p in other.next(6, nothing_open)] == [p.id for _, p in sampler.next(6, nothing_open)]

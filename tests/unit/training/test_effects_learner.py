@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
-from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -13,6 +11,7 @@ from numpy.random import default_rng
 
 from april.algorithms.losses.compose import Algorithm, credit
 from april.algorithms.spec import AlgorithmConfig
+from april.config.load import read_preset
 from april.core.group import Batch
 from april.core.metric import values
 from april.training.batch import assemble
@@ -23,7 +22,7 @@ REWARDS = [[1.0, 0.0, 0.5], [0.0, 1.0, 1.0, 0.25], [1.0, 1.0], [0.0, 0.75, None]
 
 
 def preset(name: str) -> AlgorithmConfig:
-    return AlgorithmConfig.model_validate(tomllib.loads((files("april") / "recipes" / "algorithm" / f"{name}.toml").read_text()))
+    return AlgorithmConfig.model_validate(read_preset(name)[0])
 
 
 def trainer(name: str, **options: Any) -> Trainer:
