@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import typing
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from april.config.comparison import find_comparison
 from april.config.load import find_recipe, recipe_names
 from april.config.recipe import Recipe
 from april.config.resolve import resolve
+from april.config.schema import Config
 from april.core.errors import AprilError
 
 HAND_WRITTEN = [page for page in PAGES if page.parent.name != "reference"]
@@ -80,9 +82,18 @@ def key_paths() -> frozenset[str]:
         sections = {"algorithm": "april.algorithms.spec:AlgorithmConfig", "training": "april.training.config:TrainerConfig"}
         models += [registry.load(sections[name])] if name in sections else []
         models += [field.annotation] if hasattr(field.annotation, "model_fields") else []
-        paths |= {f"{name}.{key}" for model in models for key in model.model_fields}
+        paths |= {f"{name}.{key}" for model in models for key in nested_keys(model)}
     paths |= {"algorithm.preset", *(f"algorithm.{slot}.{name}" for slot, atoms in SLOTS.items() for name in atoms)}
     return frozenset(paths)
+
+
+def nested_keys(model: type[Config]) -> set[str]:
+    """The keys of a section, and those of the sections inside it with their dots."""
+    keys = set(model.model_fields)
+    for name, field in model.model_fields.items():
+        inner = [field.annotation, *typing.get_args(field.annotation)]
+        keys |= {f"{name}.{key}" for part in inner if hasattr(part, "model_fields") for key in nested_keys(part)}
+    return keys
 
 
 def wrong_names(text: str) -> list[str]:

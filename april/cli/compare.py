@@ -68,13 +68,26 @@ def compare_command(
             if code := task.result():
                 pool.shutdown(cancel_futures=True)
                 sys.exit(code)
-            write_results(comparison, folders, out)
-    payload = write_results(comparison, folders, out)
+            write_results(recipe, comparison, folders, out, jobs)
+    payload = write_results(recipe, comparison, folders, out, jobs)
     if as_json:
         emit(payload)
         return
-    print((out / "comparison.md").read_text(), end="")
+    _show([list(row) for row in _rows(comparison, folders)])
     print(f"report: {payload['report']}")
+
+
+def _rows(comparison: Comparison, folders: Folders) -> list[list[str]]:
+    from april.observe.compare import comparison_rows
+
+    return comparison_rows(folders, comparison.measures)
+
+
+def _show(rows: list[list[str]]) -> None:
+    """Rows of texts in aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for cells in rows:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip())
 
 
 def _comparison(recipe: str, overlays: list[str], overrides: list[str], versus: str) -> Comparison:
@@ -115,22 +128,24 @@ def _run(command: list[str], folder: Path, quiet: bool) -> int:
     return subprocess.run([*command, *(["--quiet"] if quiet else [])], stdout=sys.stderr.fileno(), check=False).returncode
 
 
-def write_results(comparison: Comparison, folders: Folders, out: Path) -> dict[str, Any]:
+def write_results(name: str, comparison: Comparison, folders: Folders, out: Path, jobs: int) -> dict[str, Any]:
     """comparison.html, comparison.md and comparison.json of the runs that are finished; returns what the last holds."""
-    from april.observe.compare import comparison_rows, markdown_table, write_comparison
+    from april.observe.compare import write_comparison
+    from april.observe.comparison_page import comparison_page
 
     done = {name: [folder for folder in group if (folder / "summary.json").exists()] for name, group in folders.items()}
     done = {name: group for name, group in done.items() if group}
     report = write_comparison(done, out / "comparison.html")
-    (out / "comparison.md").write_text(markdown_table(comparison_rows(done, comparison.measures)) + "\n")
     figures = {name: _figures(group, comparison.measures) for name, group in done.items()}
     target, seconds = _to_target(done)
     payload = {
+        "name": name,
+        "jobs": jobs,
+        "measures": list(comparison.measures),
         "recipe": comparison.recipe,
         "overrides": list(comparison.overrides),
         "seeds": comparison.seeds,
         "baseline": comparison.against,
-        "report": str(report),
         "target_accuracy": target,
         "arms": {
             name: {"overrides": list(comparison.arms[name]), **figures[name], "seconds_to_target": seconds[name]} for name in done
@@ -138,7 +153,8 @@ def write_results(comparison: Comparison, folders: Folders, out: Path) -> dict[s
         "speedups": _speedups(comparison, done),
     }
     (out / "comparison.json").write_text(json.dumps(payload, indent=1) + "\n")
-    return payload
+    (out / "comparison.md").write_text(comparison_page(payload))
+    return {**payload, "report": str(report)}
 
 
 def _figures(folders: list[Path], measures: tuple[str, ...]) -> dict[str, Any]:

@@ -49,13 +49,6 @@ def comparison_rows(runs: Mapping[str, Sequence[Path]], measures: Sequence[str] 
     return _rows({name: [load_run(Path(folder)) for folder in folders] for name, folders in runs.items()}, measures)
 
 
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of texts, the first of which is the head, as a Markdown table."""
-    head, *body = rows
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
 def mean_measure(run: RunData, key: str) -> float | None:
     """Mean of a key of metrics.jsonl over the steps that have it; None when none has."""
     known = [float(row[key]) for row in run.metrics if finite(row.get(key))]
