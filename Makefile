@@ -5,16 +5,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Torch spins its threads: one each keeps parallel test workers and runs from slowing each other down.
 export OMP_NUM_THREADS ?= 1
-SELECT ?= not slow and not gpu
+SELECT ?= not slow and not gpu and not faults
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install quickstart compare test test-slow check format docs clean
+.PHONY: help install quickstart compare test test-slow faults check format docs clean
 
 help:
 	@echo "make quickstart   train the packaged policy with partial rollouts (about two minutes on two cores)"
 	@echo "make compare      the same recipe with and without waiting for the longest, 3 seeds each"
 	@echo "make test         the tests"
 	@echo "make test-slow    the slow ones too"
+	@echo "make faults       every fault of every part under three schedules (half an hour on two cores)"
 	@echo "make check        what CI runs: format, lint, types, tests"
 
 install: $(STAMP)
@@ -39,6 +40,9 @@ test: $(STAMP)
 
 test-slow:
 	@$(MAKE) test SELECT="slow and not gpu"
+
+faults:
+	@$(MAKE) test SELECT="faults and not gpu"
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -77,7 +77,10 @@ def evaluate(
     extra = [] if model is None else [f"model.path={json.dumps(policy_of(Path(model)))}"]
     resolved = resolve_recipe(recipe, overlays, [*overrides, *extra], items)
     parts = build(resolved, reward=reward)
-    return [evaluate_parts(parts, mode, _counted(parts, mode, progress)) for mode in parts.recipe.evaluation.modes]
+    try:
+        return [evaluate_parts(parts, mode, _counted(parts, mode, progress)) for mode in parts.recipe.evaluation.modes]
+    finally:
+        parts.close()
 
 
 def _counted(parts: Parts, mode: str, progress: Callable[[str, int, int], None]) -> Callable[[int], None]:

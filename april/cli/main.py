@@ -206,6 +206,31 @@ def calibrate(
     calibrate_command(recipe, overlay or [], overrides or [], out, rounds, as_json)
 
 
+@app.command()
+def plan(
+    model: Annotated[str, typer.Option(help="Name in the table of models, such as Qwen3-8B.")],
+    lengths: Annotated[
+        str, typer.Option(help="Such as mean=8000,sigma=0.9,max=16384; or a run's folder; or a CSV with GeneratedTokens.")
+    ],
+    hardware: Annotated[str, typer.Option(help="A device such as H100, or a file that `april calibrate` wrote.")] = "H100",
+    gpus: Annotated[int, typer.Option(help="Devices in all; 1 with a file.", min=1)] = 8,
+    groups: Annotated[int, typer.Option(help="Prompts of an update.", min=1)] = 32,
+    group_size: Annotated[int, typer.Option(help="Samples of a prompt.", min=1)] = 8,
+    max_lag: Annotated[int, typer.Option(help="Largest bound on lag that is acceptable, in updates.", min=0)] = 4,
+    tp: Annotated[int | None, typer.Option(help="Devices of a replica; the fewest that do when left out.", min=1)] = None,
+    seconds: Annotated[float, typer.Option(help="Time for the search.")] = 60,
+    out: Annotated[Path, typer.Option(help="Folder of plan.json and plan.html.", callback=_no_flag)] = Path("plan"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Search schedules, ratios, splits of the devices and lag bounds, and show which are worth choosing from."""
+    from april.cli.plan import plan_command
+
+    fields = {"model": model, "hardware": hardware, "gpus": gpus, "groups_per_step": groups, "group_size": group_size}
+    limits = {"max_lag_steps": max_lag, "tp": tp, "seconds": seconds}
+    plan_command({**fields, **limits}, lengths, out, quiet, as_json)
+
+
 @app.command(name="warm-start")
 def warm_start(
     recipe: Annotated[str, typer.Argument(help="A packaged warm-start recipe, or a TOML file.", metavar="RECIPE")],

@@ -102,6 +102,8 @@ def _load_weights(engine: Engine, buffer: WeightBuffer | None, version: Version,
     if buffer is None:
         engine.update_weights({}, version, mode)
     else:
+        if buffer.passed(version):
+            return 0.0  # this process was late, and others have gone on; the command for a newer version is on its way
         with buffer.reading(version) as weights:
             engine.update_weights(weights, version, mode)
     return time.perf_counter() - start_s

@@ -89,6 +89,8 @@ class RemoteEngine:
         self._wanted: Version = 0
         self._published = False
         self._question, self._replies = 0, dict[int, Any]()
+        self.all_losses: list[str] = []
+        """Why processes of this engine were lost, in order."""
 
     # -- the process --------------------------------------------------------------------------------------------------
 
@@ -148,6 +150,7 @@ class RemoteEngine:
                     self._take(message)
         was_up, told = self._up, f"the {self.name} process {child.pid} {reason}" + ("" if "killed" in reason else f" ({ended})")
         child.close()
+        self.all_losses.append(told)
         self._up = False
         now_s, former = self._clock.now(), self._load
         self._before = replace(self._before, **{name: getattr(self._counted(former), name) for name in _COUNTERS})
@@ -289,8 +292,7 @@ class RemoteEngine:
 
     def update_weights(self, weights: Weights, version: Version, mode: UpdateMode = "drain") -> None:
         """Switch to new weights: through the buffer, or by name where they lie in it already."""
-        if self._buffer is not None and getattr(weights, "buffer", None) is not self._buffer:
-            self._buffer.took("write", self._buffer.write(weights, version))
+        self.shared(weights, version)
         if not self._busy:
             self._heard_s = self._clock.now()
         self._wanted, self._published = version, True
@@ -298,6 +300,13 @@ class RemoteEngine:
             self.start()  # on these weights
         else:
             self._send("weights", version, mode)
+
+    def shared(self, weights: Weights, version: Version) -> Weights:
+        """The weights where they lie in shared memory, written there unless they are; others that hold it need not write them."""
+        if self._buffer is None or getattr(weights, "buffer", None) is self._buffer:
+            return weights
+        self._buffer.took("write", self._buffer.write(weights, version))
+        return self._buffer.view(version)
 
     def score(self, samples: Sequence[Sample]) -> list[npt.NDArray[np.float32]]:
         """Log-probs (T,) of each sample's response; waits for them.

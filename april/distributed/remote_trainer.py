@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from april.config.limits import LimitsConfig
 from april.core.clock import WallClock
@@ -30,6 +30,22 @@ from april.distributed.trainer_process import Answer, Done, Hello, MakeTrainer, 
 MAX_RETRACED = 200
 """Batches that are kept to make a lost trainer's state again; a run with rarer checkpoints is resumed instead."""
 _RESUME = "`april train --resume FOLDER` goes on from the newest checkpoint and the journal"
+
+
+class Processes(Protocol):
+    """The process of a trainer, or all of them: what `Child` is, and a group of them."""
+
+    channel: Any
+
+    @property
+    def pid(self) -> int:
+        """The process that answers."""
+
+    def kill(self, grace_s: float = 0.0) -> str:
+        """End it; returns how it ended."""
+
+    def close(self) -> None:
+        """End it and drop the connection."""
 
 
 class RemoteTrainer:
@@ -62,10 +78,12 @@ class RemoteTrainer:
         self.version = Version(0)
         self._make, self._clock, self._buffer, self._newest, self._threads = make, clock, buffer, newest, threads
         self._limits = limits or LimitsConfig()
-        self._child: Child | None = None
+        self._child: Processes | None = None
         self._up, self._was_up, self._retracing = False, False, False
         self._batch: Batch | None = None
         self._losses: list[str] = []
+        self.all_losses: list[str] = []
+        """Why processes of this trainer were lost, in order."""
         self._past: deque[Batch] = deque(maxlen=MAX_RETRACED)
         self._saved: Version = 0
         self._since_s = self._due_s = 0.0
@@ -84,13 +102,16 @@ class RemoteTrainer:
         """Start the process where it does not run; returns before it is loaded."""
         if self._child is not None:
             return
-        arguments = (self._make, self._clock.origin_s, self._buffer)
-        self._child, self._up = Child(Launch(self.name, serve_trainer, arguments, self._threads)), False
+        self._child, self._up = self._spawn(), False
         self._since_s = self._clock.now()
         self._due_s = self._since_s + self._limits.start_s
         if self._was_up:
             self._retracing = True
             self._child.channel.send(("retrace", self._newest(), list(self._past), self.version))
+
+    def _spawn(self) -> Processes:
+        arguments = (self._make, self._clock.origin_s, self._buffer)
+        return Child(Launch(self.name, serve_trainer, arguments, self._threads))
 
     def _send(self, name: str, *arguments: Any) -> None:
         self.start()
@@ -113,6 +134,7 @@ class RemoteTrainer:
         child.close()
         self._up = False
         told = f"the trainer process {pid} {reason}" + ("" if "killed" in reason else f" ({ended})")
+        self.all_losses.append(told)
         if not self._was_up:
             hint = 'in a script, start the run below `if __name__ == "__main__":`; or set training.process = "main"'
             raise ProcessError("the trainer process did not start", got=told, expected="a process that loads", hint=hint)

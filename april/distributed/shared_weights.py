@@ -116,6 +116,12 @@ class WeightBuffer:
         sequence, held = self._header[version % _NUM_SLOTS].tolist()
         return bool(held == version and sequence % 2 == 0)
 
+    def passed(self, version: Version) -> bool:
+        """Whether a newer version lies, or is being written, where this one would be."""
+        sequence, held = self._header[version % _NUM_SLOTS].tolist()
+        other = int(self._header[(version + 1) % _NUM_SLOTS, _VERSION])
+        return bool(held > version or (sequence % 2 == 1 and other > version))
+
     @torch.no_grad()
     def write(self, weights: Mapping[str, Tensor], version: Version) -> float:
         """Copy weights into the slot of their version; returns the seconds it took."""

@@ -63,7 +63,7 @@ def serve_trainer(channel: Channel, make: MakeTrainer, origin_s: float, buffer: 
             match name:
                 case "update":
                     metrics = trainer.update(*arguments)
-                    write_s = buffer.write(trainer.weights(), trainer.version)
+                    write_s = _share(trainer, buffer)
                     channel.send(Done(clock.now(), trainer.version, metrics, write_s))
                 case "retrace":
                     _retrace(trainer, channel, buffer, *arguments)
@@ -81,7 +81,13 @@ def _obey(trainer: Trainer, tokenizer: Any, buffer: WeightBuffer, name: str, *ar
         case "load":
             trainer.load(*arguments)
         case "share":
-            buffer.write(trainer.weights(), trainer.version)
+            _share(trainer, buffer)
+
+
+def _share(trainer: Trainer, buffer: WeightBuffer) -> float:
+    """Write the weights to shared memory; returns the seconds it took."""
+    weights = trainer.weights()  # with several ranks only the first one gets them
+    return buffer.write(weights, trainer.version) if weights else 0.0
 
 
 def _retrace(

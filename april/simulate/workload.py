@@ -59,6 +59,9 @@ class Workload(Config):
     num_prompts: int = Field(4096, ge=1, description="size of the data set")
     path: str | None = Field(None, description="recorded: a run's folder, its lengths.jsonl, or a CSV with GeneratedTokens")
     difficulty_by_length: float = Field(0.7, ge=0, le=1, description="how far prompts with long answers are the hard ones")
+    solved_fraction: float = Field(
+        0.0, ge=0, lt=1, description="share of the prompts that are always answered right: the easiest"
+    )
     tools: Tools | None = Field(None, description="tool calls; none when left out")
 
     @model_validator(mode="after")
@@ -140,7 +143,8 @@ class Lengths:
         weight = self.workload.difficulty_by_length
         own = self._normal(0, "difficulty", 1)[:, 0]
         mixed = -weight * self._normal(0, "prompt", 1)[:, 0] + math.sqrt(1 - weight * weight) * own
-        return np.asarray(np.sin(_phi(mixed) * np.pi / 2) ** 2)
+        place = np.minimum(1.0, _phi(mixed) / (1 - self.workload.solved_fraction))
+        return np.asarray(np.sin(place * np.pi / 2) ** 2)
 
     # -- draws --------------------------------------------------------------------------------------------------------
 
