@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from april import registry
-from april.api import resolve_recipe
 from april.config.resolve import Resolved, resolve
 from april.run.build import build
 from april.run.calibrate import Effort, measure
@@ -75,7 +74,7 @@ def run_simulator_bench(options: SimulatorOptions, out: Path, say: Say) -> dict[
         for each arm the errors, and the seconds of each step, measured and predicted.
     """
     out.mkdir(parents=True, exist_ok=True)
-    base = resolve(resolve_recipe(options.recipe, (), options.overrides).values(), (), NO_LEARNING)
+    base = resolve(resolve(options.recipe, (), options.overrides).values(), (), NO_LEARNING)
     costs_file = options.costs or out / "costs.json"
     if options.costs is None:
         fit_costs(measure(base, Effort(rounds=options.rounds), say)).save(costs_file)
@@ -185,7 +184,7 @@ def compare(name: str, measured: list[Row], predicted: list[Row]) -> Row:
 def _same(measured: list[Row], predicted: list[Row]) -> float:
     """Share of steps in which reality and simulation trained on as many tokens: the same groups, most likely."""
     pairs = zip(measured, predicted, strict=True)
-    return statistics.mean(real["consumed_tokens"] == told["consumed_tokens"] for real, told in pairs)
+    return statistics.mean(float(real["consumed_tokens"] == told["consumed_tokens"]) for real, told in pairs)
 
 
 def markdown(results: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ class GroupId(NamedTuple):
 
     def member(self, index: int) -> SampleId:
         """The id of the sample with this index in the group."""
-        return SampleId(self.serial, self.epoch, self.prompt, index)
+        return tuple.__new__(SampleId, (*self, index, ""))
 
 
 class SampleId(NamedTuple):
@@ -50,7 +50,7 @@ class SampleId(NamedTuple):
     @property
     def group(self) -> GroupId:
         """The group this sample belongs to."""
-        return GroupId(self.serial, self.epoch, self.prompt)
+        return tuple.__new__(GroupId, self[:3])  # asked several times for each event: twice as fast as by its fields
 
     def __str__(self) -> str:
         return f"{self.group}/m{self.member}" + (f"/{self.branch}" if self.branch else "")

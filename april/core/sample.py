@@ -211,7 +211,7 @@ class Sample:
             raise DataError("versions decrease along a response", where=str(self.id), got=f"{segment.version} after {self.spans}")
         span = Span(start, end, segment.version, "sampled", segment.sampler)
         spans = self.spans
-        if spans and spans[-1]._replace(start=0, end=0) == span._replace(start=0, end=0):
+        if spans and spans[-1][2:] == span[2:]:
             span, spans = span._replace(start=spans[-1].start), spans[:-1]
         simulated = segment.token_ids.strides == (0,)
         return _changed(

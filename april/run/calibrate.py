@@ -93,7 +93,7 @@ class _EngineBench:
         self.spec: SamplingSpec = replace(
             sampling_spec(parts.recipe, parts.tokenizer), stop_token_ids=(), stop_strings=(), entropy=False
         )
-        self._vocab = int(parts.policy.module.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
+        self._vocab = int(parts.policy.module.config.get_text_config().vocab_size)
         self._rng, self._serial = np.random.default_rng(0), 0
         self._longest = self.engine.caps.max_sample_tokens
 
@@ -105,7 +105,7 @@ class _EngineBench:
                 room = self.engine.caps.kv_tokens // (SPARE * batch)
                 if room < 2 * low:
                     continue
-                prompts = np.geomspace(low, max(low, min(high, room // 2)), batch).astype(int)
+                prompts = np.geomspace(low, max(low, min(high, room // 2)), batch).astype(int).tolist()
                 rounds = [list(self._series(prompts, effort.polls)) for _ in range(effort.rounds)]
                 points += [_median(same) for same in zip(*rounds, strict=False)]
             say(f"{batch} samples: {points[-1].step_s * 1e3:.2f} ms a step of {points[-1].context_tokens:.0f} context tokens")
