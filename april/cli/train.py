@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def train_command(
                 forget(run_folder(resolved.recipe))
             run = Run(resolved, resume=resume, quiet=quiet)
         for finding in run.parts.findings:
-            console.print(f"  {finding.name:<10} {finding.detail}", markup=False)
+            console.print(finding_lines(finding.name, finding.detail), markup=False)
         try:
             result = run.run()
         except KeyboardInterrupt:
@@ -42,6 +43,11 @@ def train_command(
         show_summary(console, result.folder, result.summary)
     if result.interrupted:
         sys.exit(130)
+
+
+def finding_lines(name: str, detail: str) -> str:
+    """What a check found, in lines that fit a wide terminal."""
+    return textwrap.fill(f"  {name:<10} {detail}", 140, subsequent_indent=" " * 13)
 
 
 def show_summary(console: Console, folder: Path, summary: dict[str, Any]) -> None:
@@ -94,5 +100,5 @@ def check_only(recipe: str, overlays: list[str], overrides: list[str], as_json: 
         emit({"ok": True, "folder": str(run_folder(resolved.recipe)), "checks": {f.name: f.detail for f in parts.findings}})
         return
     for finding in parts.findings:
-        print(f"ok  {finding.name:<10} {finding.detail}")
+        print(finding_lines(f"ok  {finding.name:<10}", finding.detail)[2:])
     print(f"ok  {'model':<10} {parts.num_parameters / 1e6:.2f} M parameters on {parts.policy.device}")

@@ -152,9 +152,7 @@ def test_clip_values_gradients_and_clipped_flags() -> None:
     assert clipped.tolist() == [True, False, True, False]
     (gradient,) = torch.autograd.grad(loss.sum(), log_ratio)
     assert close(gradient, [0, -0.5, 0, 1.5])
-    higher, _ = surrogate.clip(
-        log_ratio, log_ratio, tokens["advantage"], bounds.constant(tokens, low=0.8, high=1.28), tokens
-    )
+    higher, _ = surrogate.clip(log_ratio, log_ratio, tokens["advantage"], bounds.constant(tokens, low=0.8, high=1.28), tokens)
     assert close(higher.detach(), [-1.28, -0.5, 0.8, 1.5])
 
 
