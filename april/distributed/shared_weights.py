@@ -32,6 +32,7 @@ from april.core.ids import Version
 from april.core.metric import Mean, Metrics
 
 _ALIGNMENT = 64
+_SECONDS = {"write": "weights_write_s", "read": "weights_read_s"}
 _NUM_SLOTS = 2
 _HEADER_BYTES = 4096
 _SEQUENCE, _VERSION = 0, 1
@@ -181,7 +182,7 @@ class WeightBuffer:
         metrics: Metrics = {"weights_bytes": Mean(float(self.layout.num_bytes), 1)}
         for action, seconds in self._seconds.items():
             if seconds:
-                metrics[f"weights_{action}_s"] = Mean(sum(seconds), len(seconds))
+                metrics[_SECONDS[action]] = Mean(sum(seconds), len(seconds))
             seconds.clear()
         return metrics
 

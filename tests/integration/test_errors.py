@@ -45,7 +45,7 @@ BAD_RECIPES = {
     "unknown preset": (["algorithm.preset=grop"], "algorithm.preset", "did you mean 'grpo'?"),
     "no override": (["steps"], "path.to.key=value", "schedule.over_provision=2"),
     "component without type": (["task=3"], "a task is a table with a type", "jsonl"),
-    "group of one": (["batch.group_size=1"], "algorithm.advantage, batch.group_size", "set batch.group_size to 2 or more"),
+    "group of one": (["batch.group_size=1"], "algorithm.advantage, batch.group_size", "raise batch.group_size"),
     "top-p in training": (["sampling.top_p=0.9"], "sampling.top_p", "set top_p = 1"),
     "stale tokens uncorrected": (["algorithm.weights.tis=false"], "algorithm.weights, schedule.max_lag_steps", "tis"),
     "missing data file": (["task.type=jsonl", "task.path=/no/such/data.jsonl"], "task.path", "/no/such/data.jsonl"),
