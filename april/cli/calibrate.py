@@ -8,6 +8,9 @@ from pathlib import Path
 from april.cli.main import emit, only_json
 from april.observe.words import percent
 
+BUSY = 0.15
+"""A quiet machine is fitted better than this, in the median over decode steps."""
+
 
 def calibrate_command(recipe: str, overlays: list[str], overrides: list[str], out: Path, rounds: int, as_json: bool) -> None:
     """Write the constants of a recipe's engine and trainer to a file that studies and plans take as hardware."""
@@ -35,6 +38,8 @@ def calibrate_command(recipe: str, overlays: list[str], overrides: list[str], ou
         for name, error in (("decode", fit.decode), ("prefill", fit.prefill), ("updates", fit.updates)):
             median, largest = percent(error.median_fraction), percent(error.max_fraction)
             print(f"fit of {name:<8} {error.points} points, median error {median}, largest {largest}")
+    if fit is not None and fit.decode.median_fraction > BUSY:
+        print("the fit is poor: was the machine busy? Measure again when it is not")
     print(f'written to {out}; take it as `costs = "{out}"` in a study, or `april plan --hardware {out}`')
 
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from april.rollout.view import View
 
-LADDER = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
-CROWDING = (0.75, 1.0, 1.5, 3.0)
+LADDER = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+CROWDING = (1.0, 1.5, 3.0)
 """Samples in the engine over those that KV memory holds; it admits what fits, so more than 1 is possible."""
 FIRST_RATIO, FIRST_CROWDING = 3.0, 1.0
 """Where the search begins, if the bound allows it: more in flight is mostly faster, and the search comes down where it is not."""

@@ -24,7 +24,7 @@ class AprilConfig(Config):
 
     type: Literal["april"] = "april"
     over_provision: float | Literal["adaptive"] = Field(
-        1.5,
+        2.5,
         description="groups in flight over groups per step (alpha = M / N), 1 or more; the mean lag is about alpha - 1; "
         "adaptive: steered by measured throughput, pass rate and KV memory",
     )

@@ -88,7 +88,7 @@ def test_the_search_of_ratios_goes_to_the_best_and_prefers_the_lower_of_equals()
     assert next_arm({(2, 1): 10.0, (3, 1): 9.0}, 5, (3, 1), False) == (1, 1)
     assert next_arm({(2, 1): 10.0, (3, 1): 9.0, (1, 1): 9.96}, 5, (1, 1), False) == (0, 1)
     assert next_arm({(4, 1): 12.0, (3, 1): 9.0}, 5, (4, 1), False) == (4, 1)
-    assert ladder(0) == (1.0,) and ladder(1)[-1] == 2.0 and ladder(100) == LADDER and CROWDING[1] == 1.0
+    assert ladder(0) == (1.0,) and ladder(1)[-1] == 2.0 and ladder(100) == LADDER and CROWDING[0] == 1.0
 
 
 @pytest.mark.parametrize(("kv", "row_s"), [(1 << 40, 1e-4), (500, 1e-4)], ids=["roomy", "scarce"])
