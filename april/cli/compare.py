@@ -65,10 +65,12 @@ def compare_command(
             pool.submit(_run, command, folder, quiet or as_json) for folder, command in _commands(comparison, overlays, folders)
         ]
         for task in tasks:
-            if code := task.result():
+            code = task.result()
+            if code:
                 pool.shutdown(cancel_futures=True)
                 sys.exit(code)
-            write_results(recipe, comparison, folders, out, jobs)
+            if code is not None:
+                write_results(recipe, comparison, folders, out, jobs)
     payload = write_results(recipe, comparison, folders, out, jobs)
     if as_json:
         emit(payload)
@@ -120,10 +122,10 @@ def _commands(comparison: Comparison, overlays: list[str], folders: Folders) -> 
             yield folder, [*command, *(part for overlay in overlays for part in ("--overlay", overlay))]
 
 
-def _run(command: list[str], folder: Path, quiet: bool) -> int:
-    """One run in a fresh process: no warm caches, and its own torch threads."""
+def _run(command: list[str], folder: Path, quiet: bool) -> int | None:
+    """One run in a fresh process: no warm caches, and its own torch threads; its exit code, None where it was there already."""
     if (folder / "summary.json").exists():
-        return 0
+        return None
     print(f"-- {folder.name}", file=sys.stderr)
     return subprocess.run([*command, *(["--quiet"] if quiet else [])], stdout=sys.stderr.fileno(), check=False).returncode
 

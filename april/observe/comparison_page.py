@@ -55,7 +55,7 @@ def comparison_page(data: Mapping[str, Any]) -> str:
         f"`april compare {name}{f' --jobs {jobs}' if jobs > 1 else ''}`. All arms: recipe `{data['recipe']}`"
         f"{' with ' + shared if shared else ''}; {' to '.join(map(str, runs))} seeds. Mean and half-width of the 95 % interval "
         f"(Student's t over seeds). The target is {_percent(data['target_accuracy'])} %, the lowest accuracy that any "
-        "run ended with.",
+        f"run ended with. {data.get('remark', '')}".rstrip(),
         "",
         *table(arms, columns),
         "",
