@@ -166,7 +166,10 @@ def test_the_worked_examples_of_the_modes_are_what_the_schedules_do() -> None:
     page = (DOCS / "modes" / "sync.md").read_text(encoding="utf-8")
     row = next(line for line in page.splitlines() if line.startswith("| lengths"))
     lengths = [tuple(map(int, cell.split(","))) for cell in row.split("|")[2:-1]]
-    for name, schedule in (("sync", SyncSchedule(SyncConfig())), ("april", AprilSchedule(AprilConfig(max_lag_steps=1)))):
+    for name, schedule in (
+        ("sync", SyncSchedule(SyncConfig())),
+        ("april", AprilSchedule(AprilConfig(over_provision=1.5, max_lag_steps=1))),
+    ):
         driver = make_driver(schedule, lambda s: reply_of(lengths[s.id.serial][s.id.member]), groups_per_step=2, steps=3)
         rows = []
         for step in range(3):
