@@ -8,15 +8,15 @@ export OMP_NUM_THREADS ?= 1
 SELECT ?= not slow and not gpu and not faults
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install vllm quickstart compare test test-slow faults check format docs clean
+.PHONY: help install extras quickstart compare test test-slow faults check format docs clean
 
 help:
 	@echo "make quickstart   train the packaged policy with partial rollouts (about two minutes on two cores)"
 	@echo "make compare      the same recipe with and without waiting for the longest, 3 seeds each"
-	@echo "make vllm         install vLLM's CPU build, too"
+	@echo "make extras       install vLLM's CPU build and Ray, too"
 	@echo "make test         the tests"
 	@echo "make test-slow    the slow ones too"
-	@echo "make faults       every fault of every part under three schedules (half an hour on two cores)"
+	@echo "make faults       every fault of every part under three schedules"
 	@echo "make check        what CI runs: format, lint, types, tests"
 
 install: $(STAMP)
@@ -30,13 +30,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
-# vLLM's CPU build, and away with three packages that come with it and are built for another torch.
-vllm: $(VENV)/.vllm
+# What the slow tests need: vLLM's CPU build and Ray; and away with three packages that vLLM brings for another torch.
+extras: $(VENV)/.extras
 
-$(VENV)/.vllm: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,vllm]'
+$(VENV)/.extras: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,vllm,ray]'
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	@touch $(VENV)/.vllm
+	@touch $(VENV)/.extras
 
 quickstart: $(STAMP)
 	@$(BIN)/april train quickstart --overwrite
@@ -50,7 +50,7 @@ test: $(STAMP)
 test-slow:
 	@$(MAKE) test SELECT="slow and not gpu"
 
-faults:
+faults: extras
 	@$(MAKE) test SELECT="faults and not gpu"
 
 check: $(STAMP)

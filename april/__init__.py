@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from april.algorithms.atoms import atom
-    from april.api import evaluate, train
+    from april.api import evaluate, export, train
     from april.config.resolve import resolve
     from april.core.errors import AprilError
     from april.core.group import Reward
     from april.observe.report import write_report
 
-__all__ = ["AprilError", "Reward", "__version__", "atom", "evaluate", "resolve", "train", "write_report"]
+__all__ = ["AprilError", "Reward", "__version__", "atom", "evaluate", "export", "resolve", "train", "write_report"]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -27,6 +27,7 @@ _HOMES = {
     "Reward": "april.core.group",
     "atom": "april.algorithms.atoms",
     "evaluate": "april.api",
+    "export": "april.api",
     "resolve": "april.config.resolve",
     "train": "april.api",
     "write_report": "april.observe.report",

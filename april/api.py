@@ -9,12 +9,16 @@ from typing import Any
 
 from april.config.load import Tree
 from april.config.resolve import Resolved, resolve
-from april.core.errors import CheckpointError
+from april.core.errors import CheckpointError, ModelError, RecipeError
 from april.core.group import Reward
 from april.core.sample import Sample
-from april.run.build import Parts, build, run_folder
+from april.core.template import literal
+from april.models.policy import Policy
+from april.run.build import Parts, build, model_path
 from april.run.evaluate import Evaluation
+from april.run.folders import run_folder
 from april.run.loop import Result, Run, evaluate_parts, overwrite
+from april.text.tokenizer import Tokenizer
 
 RecipeLike = str | Path | Mapping[str, Any]
 RewardFunction = Callable[[str, Sample, Mapping[str, Any]], Reward | float | Mapping[str, float]]
@@ -71,11 +75,22 @@ def evaluate(
         model: policy to evaluate: a Hugging Face folder or hub name, or a run's folder, whose newest checkpoint is taken;
             the recipe's policy by default, and the run's where `recipe` is a run's folder.
         progress: told (mode, samples done, samples in all).
+
+    Raises:
+        AprilError: as `train`, and where the recipe names no mode.
     """
     if model is None and is_run(recipe):
         model = str(recipe)
     extra = [] if model is None else [f"model.path={json.dumps(policy_of(Path(model)))}"]
     resolved = resolve_recipe(recipe, overlays, [*overrides, *extra], items)
+    if not resolved.recipe.evaluation.modes:
+        raise RecipeError(
+            "there is nothing to evaluate",
+            where="evaluation.modes",
+            got="no mode",
+            expected="greedy, sampled, or both",
+            hint="leave evaluation.modes out for both",
+        )
     parts = build(resolved, reward=reward)
     try:
         return [evaluate_parts(parts, mode, _counted(parts, mode, progress)) for mode in parts.recipe.evaluation.modes]
@@ -88,13 +103,46 @@ def _counted(parts: Parts, mode: str, progress: Callable[[str, int, int], None])
     return lambda done: progress(mode, done, total)
 
 
+def export(model: str | Path, out: str | Path) -> Path:
+    """Write a policy as an ordinary Hugging Face folder in float32, its adapters merged in where it has any.
+
+    Args:
+        model: a run's folder, whose newest checkpoint is taken; a checkpoint; a folder of adapters or of a model.
+        out: a folder that does not exist yet, or is empty.
+
+    Raises:
+        CheckpointError: the folder is in use, or the run has no checkpoint.
+        ModelError: there is no policy.
+    """
+    out, source = Path(out), model_path(policy_of(Path(model)))
+    if not Path(source).is_dir():
+        raise ModelError(
+            "there is no such policy",
+            where="MODEL",
+            got=str(model),
+            expected='a run\'s folder, a checkpoint, a folder of adapters or of a model, or "packaged"',
+            hint="check the path, which is relative to the working directory; download a model of the hub first",
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(
+            "the folder of an export is in use",
+            where=str(out),
+            got="a folder with files in it" if out.is_dir() else "a file",
+            expected="a new or an empty folder",
+            hint="choose another folder, or empty this one",
+        )
+    tokenizer = Tokenizer.load(source)
+    Policy.load(source).save(out, tokenizer.backend)
+    return out
+
+
 def is_run(recipe: RecipeLike) -> bool:
     """Whether a recipe is the folder of a run."""
     return isinstance(recipe, str | Path) and (Path(recipe) / "recipe.toml").is_file()
 
 
 def policy_of(path: Path) -> str:
-    """The model folder inside a run's folder or checkpoint; anything else is taken as it is.
+    """The folder of the model, or of its adapters, inside a run's folder or checkpoint; anything else is taken as it is.
 
     Raises:
         CheckpointError: a run that has no checkpoint.
@@ -109,7 +157,7 @@ def policy_of(path: Path) -> str:
             hint=f"`april train --resume {path}` goes on from its journal",
         )
     folder = checkpoints[-1] if checkpoints else path
-    return str(folder / "model" if (folder / "model").is_dir() else folder)
+    return str(next((folder / name for name in ("model", "adapter") if (folder / name).is_dir()), folder))
 
 
 def resolve_recipe(
@@ -120,8 +168,8 @@ def resolve_recipe(
 ) -> Resolved:
     """Resolve a recipe that may be a run's folder, with items given directly; such a run stays in that folder."""
     if is_run(recipe):
-        folder = str(recipe).replace("{", "{{").replace("}", "}}")
-        recipe, overrides = Path(str(recipe)) / "recipe.toml", [f"out={json.dumps(folder)}", *overrides]
+        folder = json.dumps(literal(str(recipe)))
+        recipe, overrides = Path(str(recipe)) / "recipe.toml", [f"out={folder}", *overrides]
     resolved = resolve(recipe, overlays, overrides)
     if items is None:
         return resolved

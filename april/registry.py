@@ -14,11 +14,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from april.config.refusal import SEE_LIST, refusal
 from april.config.schema import Config
 from april.core.errors import RecipeError, choice
-
-SEE_LIST = "`april list` describes every component and its options"
-SEE_CONFIG = "`april config RECIPE` prints every value and where it came from"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +74,7 @@ KINDS: dict[str, dict[str, Component]] = {
     "engine": {
         "embedded": Component("april.engines.embedded.config:EmbeddedConfig", "april.engines.embedded.engine:EmbeddedEngine"),
         "vllm": Component("april.engines.vllm.config:VllmConfig", "april.engines.vllm.engine:VllmEngine"),
+        "vllm_server": Component("april.engines.vllm.config:VllmServerConfig", "april.engines.vllm.server:VllmServerEngine"),
     },
     "task": {
         "reasoning_gym": Component(
@@ -96,6 +95,9 @@ KINDS: dict[str, dict[str, Component]] = {
         "tool_trace": Component("april.rewards.traces:ToolTraceReward", "april.rewards.build:build_reward"),
         "workflow": Component("april.rewards.workflow:WorkflowReward", "april.rewards.build:build_reward"),
         "meta_prediction": Component("april.rewards.meta:MetaPredictionReward", "april.rewards.build:build_reward"),
+        "patterns": Component("april.rewards.patterns:PatternsReward", "april.rewards.build:build_reward"),
+        "program": Component("april.rewards.program:ProgramReward", "april.rewards.build:build_reward"),
+        "sql": Component("april.rewards.sql:SqlReward", "april.rewards.build:build_reward"),
     },
 }
 
@@ -170,44 +172,7 @@ def validate(model: type[Config], data: object, where: str) -> Config:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise _refused(error, model, where) from None
-
-
-def _refused(error: ValidationError, model: type[Config], where: str) -> RecipeError:
-    findings = error.errors()
-    # An unknown key first: when it is a misspelt one, it is also why another key is missing.
-    first = next((finding for finding in findings if finding["type"] == "extra_forbidden"), findings[0])
-    path = ".".join(part for part in [where, *(str(part) for part in first["loc"])] if part)
-    others = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        unknown = str(first["loc"][-1])
-        known = set(_model_at(model, first["loc"][:-1]).model_fields) - {"type"}
-        return RecipeError("unknown key" + others, where=path, got=unknown, **choice(unknown, known, SEE_LIST))
-    described = _description(model, first["loc"])
-    if first["type"] == "missing":
-        return RecipeError("a required key is missing" + others, where=path, got="nothing", expected=described, hint=SEE_LIST)
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    expected = f"{message} ({described})" if described else message
-    return RecipeError(
-        "a value cannot be used" + others, where=path, got=repr(first.get("input")), expected=expected, hint=SEE_CONFIG
-    )
-
-
-def _model_at(model: Any, location: tuple[Any, ...]) -> Any:
-    """The config that a path leads to, as far as it can be followed."""
-    for part in location:
-        field = getattr(model, "model_fields", {}).get(part)
-        annotation = field.annotation if field is not None else None
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        inner = next((c for c in candidates if isinstance(c, type) and issubclass(c, Config)), None)
-        if inner is not None:
-            model = inner
-    return model
-
-
-def _description(model: type[Config], location: tuple[Any, ...]) -> str | None:
-    field = _model_at(model, location[:-1]).model_fields.get(str(location[-1])) if location else None
-    return field.description if field is not None else None
+        raise refusal(error, model, data, where) from None
 
 
 def _table(kind: str) -> dict[str, Component]:

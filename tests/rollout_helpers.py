@@ -30,6 +30,11 @@ def make_prompts(count: int) -> list[Prompt]:
     return [Prompt(f"p{index}", np.array([1, 2, 3], np.int32)) for index in range(count)]
 
 
+def groups_by_version(pool: Pool) -> dict[int, tuple[GroupId, ...]]:
+    """Open groups with tokens, by the oldest version among them, ascending."""
+    return {age.version: pool.groups_of(age.version) for age in pool.ages()}
+
+
 def make_segment(length: int, version: int = 0, first: int = 0) -> Segment:
     """Tokens first, first + 1, ... with log-prob -0.5 each."""
     tokens = np.arange(first, first + length, dtype=np.int32)
@@ -109,6 +114,7 @@ class Audited:
     def __init__(self, inner: Schedule) -> None:
         self.inner, self.driver, self.plans_in_turn, self.turns = inner, None, 0, 0
         self.max_running_groups = 0
+        self.ran_in_update = False
 
     @property
     def update_mode(self) -> UpdateMode:
@@ -131,6 +137,7 @@ class Audited:
             again, same = self.inner.plan(view, memo)
             assert not again and same == memo, f"not empty on an unchanged view: {again}"
         self.max_running_groups = max(self.max_running_groups, view.num_active_groups)
+        self.ran_in_update |= view.updating and view.num_running > 0
         return plan, memo
 
 
@@ -171,8 +178,8 @@ def _audit_groups(pool: Pool) -> None:
             by_version.setdefault(state.oldest_version, []).append(group)
     assert pool.num_active_groups == active
     assert pool.waiting_groups() == tuple(sorted(waiting))
-    assert dict(pool.groups_by_version()) == {v: tuple(sorted(g)) for v, g in sorted(by_version.items())}
-    assert list(pool.groups_by_version()) == sorted(by_version)
+    assert groups_by_version(pool) == {v: tuple(sorted(g)) for v, g in sorted(by_version.items())}
+    assert list(groups_by_version(pool)) == sorted(by_version)
     assert set(pool.running) == {s for s, status in pool.status.items() if status is Status.RUNNING}
     assert all(pool.is_open(group.prompt) for group in pool.groups)
     assert sum(pool.is_open(f"p{index}") for index in range(50)) <= len(pool.groups)

@@ -69,11 +69,19 @@ def better_group_size(num_correct: Sequence[int], sizes: Sequence[int]) -> tuple
     return None
 
 
-def notes(row: Mapping[str, float], *, many_silent: float = 0.5, low_ess: float = 0.5, high_clip: float = 0.3) -> list[Note]:
+def notes(
+    row: Mapping[str, float],
+    *,
+    clips_samples: bool = False,
+    many_silent: float = 0.5,
+    low_ess: float = 0.5,
+    high_clip: float = 0.3,
+) -> list[Note]:
     """What to tell about a step.
 
     Args:
         row: its metrics.
+        clips_samples: whether bounds take or leave whole samples: then many clipped tokens are usual (GSPO).
         many_silent: share of groups without signal from which it is told.
         low_ess: effective sample share of the weights below which it is told.
         high_clip: share of clipped tokens above which it is told.
@@ -89,7 +97,7 @@ def notes(row: Mapping[str, float], *, many_silent: float = 0.5, low_ess: float 
                 "weight_ess", f"the weights' effective sample share is {ess:.0%}: the data is far from the policy; allow less lag"
             )
         )
-    if clipped > high_clip:
+    if clipped > high_clip and not clips_samples:
         out.append(
             Note("clip", f"{clipped:.0%} of the tokens are clipped: lower training.lr, or take fewer optimiser steps a batch")
         )

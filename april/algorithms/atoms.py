@@ -28,10 +28,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, ValidationError, create_model
+from pydantic import Field, create_model
 
 from april.config.schema import Config
 from april.core.errors import RecipeError, choice, nearest
+from april.registry import validate
 
 Scope = Literal["sample", "group", "batch"]
 
@@ -78,14 +79,14 @@ class Info(NamedTuple):
     Attributes:
         paper: source with its section or equation.
         formula: in one line, in the words of the code.
-        certainty: "A": compared with a public implementation; "B": read in released code or several descriptions;
-            "C": reconstructed from an abstract.
+        certainty: "A": numbers of a public implementation are among its golden cases; "B": read in released code or several
+            descriptions; "C": reconstructed from an abstract.
         golden: names of its cases among the golden numbers.
     """
 
     paper: str
     formula: str
-    certainty: Literal["A", "B", "C"] = "A"
+    certainty: Literal["A", "B", "C"]
     golden: tuple[str, ...] = ()
 
 
@@ -95,14 +96,16 @@ class Atom(Config):
     Attributes:
         type: its name.
         requires: columns that its function reads.
+        optional: columns that it reads where they are there.
         scope: what its function must see at once, for slots that otherwise get a micro-batch: whole samples; whole groups,
             which then share a micro-batch; or everything that one optimiser step trains, for which it is evaluated once,
             before the first backward pass.
-        provides: columns that a reward or an adjust adds for the atoms after it.
+        provides: columns that it adds or replaces for the atoms after it.
         info: what the catalogue says about it.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset()
+    optional: ClassVar[frozenset[str]] = frozenset()
     provides: ClassVar[frozenset[str]] = frozenset()
     scope: ClassVar[Scope] = "sample"
     info: ClassVar[Info | None] = None
@@ -112,6 +115,16 @@ class Atom(Config):
     def needs(self) -> frozenset[str]:
         """Columns that its function reads with these options; `requires` unless an option changes it."""
         return self.requires
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Columns that it needs, and those that it takes where they are there."""
+        return self.needs | self.optional
+
+    @property
+    def makes(self) -> frozenset[str]:
+        """Columns that it adds or replaces with these options; `provides` unless an option changes it."""
+        return self.provides
 
     @property
     def min_group_size(self) -> int:
@@ -228,6 +241,11 @@ def function_of(slot: str, atom: Atom) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
 
 
+def role_of(objective: Atom) -> str:
+    """The model that an objective trains: "policy" or "value"."""
+    return str(getattr(objective, "role", "policy"))
+
+
 def parse(slot: str, value: object, *, where: str, default_type: str | None = None) -> Atom:
     """The typed config of one atom from recipe data: a config, a type name, or a table with `type`.
 
@@ -238,7 +256,13 @@ def parse(slot: str, value: object, *, where: str, default_type: str | None = No
         return value
     data = {"type": value} if isinstance(value, str) else {} if value is True else value
     if not isinstance(data, Mapping):
-        raise RecipeError("an atom is a table with a type", where=where, got=value, expected='such as { type = "..." }')
+        raise RecipeError(
+            "an atom is a table with a type",
+            where=where,
+            got=value,
+            expected='such as { type = "..." }',
+            hint=f"`april list algorithm.{slot}` describes them",
+        )
     name = data.get("type", default_type)
     if not isinstance(name, str) or name not in SLOTS[slot]:
         raise RecipeError(
@@ -247,25 +271,4 @@ def parse(slot: str, value: object, *, where: str, default_type: str | None = No
             got=name,
             **choice(str(name), SLOTS[slot], f"`april list algorithm.{slot}` describes them"),
         )
-    config = SLOTS[slot][name].config
-    try:
-        return config.model_validate({**data, "type": name})
-    except ValidationError as error:
-        raise _refused(error, config, where) from None
-
-
-def _refused(error: ValidationError, config: type[Atom], where: str) -> RecipeError:
-    first = error.errors()[0]
-    path = ".".join([where, *(str(part) for part in first["loc"])])
-    if first["type"] == "extra_forbidden":
-        unknown = str(first["loc"][-1])
-        known = set(config.model_fields) - {"type"}
-        return RecipeError("unknown key", where=path, got=unknown, **choice(unknown, known, "`april list` describes all options"))
-    got = "nothing" if first["type"] == "missing" else first.get("input")
-    field = config.model_fields.get(str(first["loc"][0])) if first["loc"] else None
-    expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if field is not None and field.description:
-        expected += f" ({field.description})"
-    return RecipeError(
-        "a value cannot be used", where=path, got=got, expected=expected, hint="`april list` describes all options"
-    )
+    return validate(SLOTS[slot][name].config, {**data, "type": name}, where)  # type: ignore[return-value]

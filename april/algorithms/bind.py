@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from april.algorithms.atoms import Atom, Scope, function_of
+from april.algorithms.atoms import Atom, Scope, function_of, role_of
 from april.algorithms.spec import AlgorithmConfig
 
 SHARE = "share"
@@ -100,6 +100,11 @@ class Algorithm:
         return self.unit != "sample"
 
     @property
+    def zero_without_advantage(self) -> bool:
+        """Whether a sample whose tokens all have advantage 0 is sure to get no gradient; only a surrogate that says so is."""
+        return not self.terms and bool(getattr(self.config.surrogate, "zero_without_advantage", False))
+
+    @property
     def reads_values(self) -> bool:
         """Whether an atom reads what a value model expects."""
         return "value" in self.config.requires
@@ -122,11 +127,6 @@ class Algorithm:
         config = self.config
         live = [config.ratio, config.bounds, config.surrogate, *config.weights.values(), *config.penalties.values()]
         return _needs([atom for atom in [*live, *config.objectives.values()] if atom is not None])
-
-
-def role_of(objective: Atom) -> str:
-    """The model that an objective trains: "policy" or "value"."""
-    return str(getattr(objective, "role", "policy"))
 
 
 def _needs(atoms: Iterable[Atom]) -> frozenset[str]:

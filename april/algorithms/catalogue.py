@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from april.algorithms.atoms import SLOTS, Atom, Info
+from april.algorithms.atoms import SLOTS, Atom, Info, role_of
 from april.algorithms.check import ALWAYS
 from april.algorithms.spec import AlgorithmConfig
 from april.config.load import find_recipe, read_preset, recipe_names
@@ -19,7 +19,7 @@ from april.config.load import find_recipe, read_preset, recipe_names
 PRESETS = "algorithm"
 """Folder of the presets among April's recipes."""
 CERTAINTIES = {
-    "A": "compared with a public implementation",
+    "A": "gives the numbers of a public implementation",
     "B": "read in released code, or in several descriptions that agree",
     "C": "reconstructed from an abstract",
 }
@@ -70,7 +70,7 @@ class Elsewhere(NamedTuple):
     Attributes:
         name: method and what of it.
         paper: its source.
-        where: key of a recipe, or function.
+        where: key of a recipe, or function; "formula only" of one that nothing calls, for an allocator of one's own.
         certainty: as in `Info`.
         golden: its cases.
     """
@@ -78,7 +78,7 @@ class Elsewhere(NamedTuple):
     name: str
     paper: str
     where: str
-    certainty: str = "A"
+    certainty: str
     golden: tuple[str, ...] = ()
 
 
@@ -94,39 +94,41 @@ class Outside(NamedTuple):
 ELSEWHERE = (
     Elsewhere(
         "the whole chain: advantage, correction, surrogate, penalty, aggregate", "-",
-        "`april.algorithms.losses.compose.policy_loss`",
+        "`april.algorithms.losses.compose.policy_loss`", "A",
         golden=("pipeline_grpo_cliphigher_tis_kl", "on_policy_gradient_identity"),
     ),
     Elsewhere(
         "AReaL: a proximal policy between behaviour and current", "arXiv 2505.24298",
-        '`training.proximal` = "interpolate"', golden=("proximal_loglinear_approximation",),
+        '`training.proximal` = "interpolate"', "A", golden=("proximal_loglinear_approximation",),
     ),
-    Elsewhere("PPO, T-PPO: value model with an optimiser and a warm-up of its own", "arXiv 1707.06347", "`training.value`"),
+    Elsewhere("PPO, T-PPO: value model with an optimiser and a warm-up of its own", "arXiv 1707.06347", "`training.value`", "B"),
     Elsewhere("R3: the trainer uses the experts that the engine used", "arXiv 2510.11370",
               "`engine.record_routes`, `training.replay_routes`", "B", ("r3_replayed_gates",)),
     Elsewhere("HAPO: temperature by entropy", "arXiv 2509.16591", "`sampling.adaptive_temperature`", "B",
               ("hapo_adaptive_temperature",)),
     Elsewhere("QeRL: noise on the sampler's weights", "arXiv 2510.11696", "`engine.noise`", "A", ("qerl_noise_schedule",)),
     Elsewhere("AEPO: rollouts from the prompt or from tool calls", "arXiv 2510.14545",
-              "`april.selection.allocation.whole_rollouts`", "A", ("aepo_rollout_budget",)),
+              "formula only: `april.selection.allocation.whole_rollouts`", "B", ("aepo_rollout_budget",)),
     Elsewhere("ETTRL: cost of forking at uncertain tokens", "arXiv 2508.11356",
-              "`april.selection.allocation.fork_cost`", "B", ("ettrl_fork_token_ratio",)),
-    Elsewhere("D3S: shares that grow over the run", "arXiv 2509.22115",
-              "`april.selection.allocation.selection_level`", "B", ("d3s_schedule",)),
+              "formula only: `april.selection.allocation.fork_cost`", "B", ("ettrl_fork_token_ratio",)),
     Elsewhere("XRPO: which prompt is worth another rollout", "arXiv 2510.06672",
-              "`april.selection.allocation.uncertainty_gain`", "B", ("xrpo_allocator",)),
+              "formula only: `april.selection.allocation.uncertainty_gain`", "B", ("xrpo_allocator",)),
     Elsewhere("JET: where a response is cut and answered", "arXiv 2509.23392",
-              "`april.selection.allocation.cut_points`", "B", ("jet_truncation_points",)),
+              "formula only: `april.selection.allocation.cut_points`", "B", ("jet_truncation_points",)),
     Elsewhere("FAPO: training the judge that finds flaws", "arXiv 2510.22543", 'reward "error_step"', "B",
               ("fapo_genrm_process_reward",)),
     Elsewhere("FAPO: asking the judge about right answers", "arXiv 2510.22543", 'reward "flaw_check"', "B"),
     Elsewhere("GRPO-RoC: counting slips of tools and format", "arXiv 2508.20722", 'reward "tool_trace"', "A"),
     Elsewhere("MASA: reading a prediction of pass rate and length", "arXiv 2510.03259", 'reward "meta_prediction"', "A"),
+    Elsewhere("ACECode, Afterburner: running programs on tests", "arXiv 2412.17264, 2505.23387", 'reward "program"', "B"),
+    Elsewhere("ReEx-SQL: running queries", "arXiv 2505.12768", 'reward "sql"', "C"),
+    Elsewhere("EconProver: telling reasoned answers from direct ones", "arXiv 2509.12603", 'reward "patterns"', "C"),
     Elsewhere("MASA: ending rollouts that run far beyond right ones", "arXiv 2510.03259", 'watch "early_cut"', "B"),
     Elsewhere("HBPO: token budgets by subgroup", "arXiv 2507.15844", 'watch "length_budgets"', "B"),
     Elsewhere("Opus: expected reward of a workflow", "seed 159 of the method sheets", 'reward "workflow"', "C",
               ("opus_expected_reward",)),
-    Elsewhere("ReMax, PVPO: measuring the baseline", "arXiv 2310.10505, 2508.21104", "`april.run.anchors.measure_baselines`"),
+    Elsewhere("ReMax: greedy answers beside the sampled ones", "arXiv 2310.10505", "`batch.greedy_members`", "B"),
+    Elsewhere("PVPO: measuring the anchor", "arXiv 2508.21104", "`april.run.anchors.measure_baselines`", "B"),
     Elsewhere("T-PPO: windows of tokens", "arXiv 2506.15050", 'schedule "truncated"', "B"),
 )  # fmt: skip
 OUTSIDE = (
@@ -179,8 +181,8 @@ def presets() -> list[Preset]:
 
 def _given(config: AlgorithmConfig) -> set[str]:
     """Columns that the algorithm brings itself."""
-    made = {column for _, atom in config.atoms() for column in atom.provides}
-    trained = any(getattr(atom, "role", "policy") == "value" for atom in config.objectives.values())
+    made = {column for _, atom in config.atoms() for column in atom.makes}
+    trained = any(role_of(atom) == "value" for atom in config.objectives.values())
     return made | {"advantage"} | ({"value"} if trained else set())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from april.algorithms.atoms import OPEN_COLUMNS, SLOTS, Atom
+from april.algorithms.atoms import OPEN_COLUMNS, SLOTS, Atom, role_of
 from april.algorithms.check_loss import check_loss, key_of_steps
 from april.algorithms.facts import RunFacts, refuse
 from april.algorithms.spec import AlgorithmConfig
@@ -20,9 +20,15 @@ PROVIDERS = {
     "reference": "set model.reference",
     "entropy": "set sampling.entropy = true",
     "value": "add algorithm.objectives.value = {}",
-    "baseline": "measure it beforehand (april.run.anchors) and read it with baseline = 'item.baseline'",
+    "baseline": "set batch.greedy_members = 1, or measure it beforehand (april.run.anchors) and read 'item.baseline'",
 }
 """How a column that some runs lack comes to be there."""
+READERS = {
+    "reward": ("algorithm.advantage", "use an advantage that reads the reward, such as 'group'"),
+    "token_reward": ("algorithm.advantage", "use an advantage that reads rewards of tokens, such as 'reward_to_go'"),
+    "entropy_score": ("algorithm.surrogate", "use an atom that reads it, such as the surrogate 'hapo'"),
+}
+"""The key of what would read a column, and how it comes to."""
 
 
 def check(config: AlgorithmConfig, run: RunFacts) -> None:
@@ -33,6 +39,7 @@ def check(config: AlgorithmConfig, run: RunFacts) -> None:
     """
     _check_sampling(run)
     _check_columns(config, run)
+    _check_unread(config)
     _check_groups(config, run)
     _check_queries(config, run)
     check_loss(config, run)
@@ -73,8 +80,10 @@ def _check_sampling(run: RunFacts) -> None:
 def _check_columns(config: AlgorithmConfig, run: RunFacts) -> None:
     """Every column is there when it is read: from the run, or from an atom before."""
     there = ALWAYS | ({"reference"} if run.has_reference else set()) | ({"entropy"} if run.records_entropy else set())
-    there |= {"value"} if any(getattr(atom, "role", "policy") == "value" for atom in config.objectives.values()) else set()
+    there |= {"baseline"} if run.greedy_members else set()
+    there |= {"value"} if any(role_of(atom) == "value" for atom in config.objectives.values()) else set()
     key = {"reference": run.key("has_reference"), "entropy": run.key("records_entropy"), "value": "algorithm.objectives"}
+    key["baseline"] = run.key("greedy_members")
     for path, atom in config.atoms():
         for column in sorted(name for name in atom.needs - there if not name.startswith(OPEN_COLUMNS)):
             refuse(
@@ -82,7 +91,34 @@ def _check_columns(config: AlgorithmConfig, run: RunFacts) -> None:
                 f"algorithm.{path}", key.get(column, f"column {column!r}"), got=f"no {column}",
                 hint=f"{_provider(column)}, or take algorithm.{path} away",
             )  # fmt: skip
-        there |= atom.provides | ({"advantage"} if path == "advantage" else set())
+        there |= atom.makes | ({"advantage"} if path == "advantage" else set())
+    if run.greedy_members and "baseline" not in config.requires:
+        refuse(
+            "greedy members measure a baseline that no atom reads",
+            run.key("greedy_members"), "algorithm.advantage", got=f"{run.greedy_members} a group",
+            hint='set algorithm.advantage = { type = "reward_to_go", baseline = "baseline" }, or leave them out',
+        )  # fmt: skip
+
+
+def _check_unread(config: AlgorithmConfig) -> None:
+    """What a reward transform, an adjust or a value model makes is read by an atom after it."""
+    atoms = list(config.atoms())
+    for index, (path, atom) in enumerate(atoms):
+        read = frozenset().union(*(later.reads for _, later in atoms[index + 1 :]))
+        made = atom.makes if path.startswith(("reward", "adjust")) else frozenset()
+        for column in sorted(made - read):
+            key, reader = READERS.get(column, (f"column {column!r}", "use an atom that reads it"))
+            refuse(
+                f"{atom.type!r} makes the column {column!r}, which nothing reads after it",
+                f"algorithm.{path}", key, got=f"no atom that reads {column}", hint=f"{reader}, or take algorithm.{path} away",
+            )  # fmt: skip
+    trained = [name for name, atom in config.objectives.items() if role_of(atom) == "value"]
+    if trained and not any("value" in atom.reads and role_of(atom) != "value" for _, atom in atoms):
+        refuse(
+            "a value model is trained whose values nothing reads",
+            f"algorithm.objectives.{trained[0]}", "algorithm.advantage", got=config.advantage.type,
+            hint=f"set algorithm.advantage = 'gae', or algorithm.objectives.{trained[0]} = false",
+        )  # fmt: skip
 
 
 def _provider(column: str) -> str:

@@ -32,6 +32,12 @@ def _check_ratio(config: AlgorithmConfig) -> None:
             f"the ratio gives the surrogate {surrogate.type!r} no gradient",
             "algorithm.ratio.gradient", "algorithm.surrogate", got=getattr(ratio, "gradient", None), hint="leave gradient out",
         )  # fmt: skip
+    if getattr(surrogate, "product_of_sample", False) and getattr(ratio, "reduce", None) != "sum":
+        refuse(
+            f"the surrogate {surrogate.type!r} is a window around the product of a sample's ratios",
+            "algorithm.ratio", "algorithm.surrogate", got=f"{ratio.type} {getattr(ratio, 'reduce', '')}".strip(),
+            hint="set algorithm.ratio = { type = 'sequence', reduce = 'sum', anchor = 'behaviour' }",
+        )  # fmt: skip
     whole = (use == "differentiated" and getattr(ratio, "whole_samples", False)) or getattr(surrogate, "whole_samples", False)
     if whole and not getattr(config.aggregate, "whole_samples", True):
         what = "algorithm.ratio" if getattr(ratio, "whole_samples", False) else "algorithm.surrogate"
@@ -118,6 +124,20 @@ def _check_corrections(config: AlgorithmConfig, run: RunFacts) -> None:
             "old behaviour is corrected twice: by the ratio and by a weight",
             "algorithm.ratio.anchor", f"algorithm.weights.{twice[0]}", got="anchor behaviour, and a weight from it to proximal",
             hint=f"set algorithm.ratio.anchor = 'proximal', or algorithm.weights.{twice[0]} = false",
+        )  # fmt: skip
+    if run.stale_tokens and getattr(config.surrogate, "fades", False) and not over_behaviour and twice:
+        refuse(
+            f"the surrogate {config.surrogate.type!r} fades with the distance from the ratio's anchor: over the proximal policy "
+            "it overlooks how stale a token is, which a weight does not make up for",
+            "algorithm.surrogate", f"algorithm.weights.{twice[0]}", got=f"{config.surrogate.type}, {twice[0]}, stale tokens",
+            hint=f"set algorithm.ratio.anchor = 'behaviour' and algorithm.weights.{twice[0]} = false",
+        )  # fmt: skip
+    idle = [name for name, atom in config.weights.items() if {"proximal", "behaviour"} <= atom.needs]
+    if run.interpolates and not run.stale_tokens and idle:
+        refuse(
+            "the interpolated proximal policy of fresh tokens is the one that sampled them: nothing is to correct",
+            f"algorithm.weights.{idle[0]}", run.key("interpolates"), got="interpolate, and no stale tokens",
+            hint=f"set {run.key('interpolates')} = 'recompute', or algorithm.weights.{idle[0]} = false",
         )  # fmt: skip
     against = [name for name, atom in config.weights.items() if atom.type == "uncorrected"]
     others = [name for name, atom in config.weights.items() if atom.corrects and name not in against]

@@ -14,6 +14,7 @@ class RunFacts:
 
     Attributes:
         group_size: samples of each prompt.
+        greedy_members: greedy ones beside them.
         stale_tokens: whether tokens of older versions can reach the learner.
         has_reference: whether there is a reference policy.
         records_entropy: whether the engine records entropies.
@@ -27,6 +28,7 @@ class RunFacts:
     """
 
     group_size: int
+    greedy_members: int = 0
     stale_tokens: bool = False
     has_reference: bool = False
     records_entropy: bool = False
@@ -40,6 +42,7 @@ class RunFacts:
     together: str | None = None
     keys: tuple[tuple[str, str], ...] = (
         ("group_size", "batch.group_size"),
+        ("greedy_members", "batch.greedy_members"),
         ("stale_tokens", "schedule.max_lag_steps"),
         ("has_reference", "model.reference"),
         ("records_entropy", "sampling.entropy"),
@@ -49,6 +52,7 @@ class RunFacts:
         ("max_new_tokens", "sampling.max_new_tokens"),
         ("num_optimizer_steps", "training.num_optimizer_steps"),
         ("num_epochs", "training.num_epochs"),
+        ("interpolates", "training.proximal"),
         ("together", "batch.together"),
     )
 

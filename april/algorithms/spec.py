@@ -57,7 +57,11 @@ class AlgorithmConfig(Config):
         slot = str(info.field_name)
         if not isinstance(value, list | tuple):
             raise RecipeError(
-                "a chain is an array of tables", where=f"algorithm.{slot}", got=value, expected='[{ type = "..." }]'
+                "a chain is an array of tables",
+                where=f"algorithm.{slot}",
+                got=value,
+                expected='[{ type = "..." }]',
+                hint=f"`april list algorithm.{slot}` describes what may be in it",
             )
         return tuple(parse(slot, item, where=f"algorithm.{slot}[{index}]") for index, item in enumerate(value))
 
@@ -66,7 +70,13 @@ class AlgorithmConfig(Config):
     def _table(cls, value: object, info: ValidationInfo) -> object:
         slot = str(info.field_name)
         if not isinstance(value, Mapping):
-            raise RecipeError("parts are given by name", where=f"algorithm.{slot}", got=value, expected="{ name = { ... } }")
+            raise RecipeError(
+                "parts are given by name",
+                where=f"algorithm.{slot}",
+                got=value,
+                expected="{ name = { ... } }",
+                hint=f"`april list algorithm.{slot}` describes what may be in it",
+            )
         kept = {name: item for name, item in value.items() if item is not False and item is not None}
         return {name: parse(slot, item, where=f"algorithm.{slot}.{name}", default_type=str(name)) for name, item in kept.items()}
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from april.algorithms.columns import Layout, TokenBatch
-from april.algorithms.prefix_tree import mixed, segments
+from april.algorithms.prefix_tree import mixed, positions, segments
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,12 @@ def fingerprints(token_ids: Tensor, row: Tensor, place: Tensor, num_rows: int) -
         num_rows: number of rows.
     """
     return token_ids.new_zeros(num_rows).index_add(0, row, mixed(token_ids, place))
+
+
+def responses(tokens: TokenBatch) -> Tensor:
+    """int64 (S,): fingerprints of the samples' responses."""
+    layout = tokens.layout
+    return fingerprints(tokens["token_ids"], layout.sample_of_token, positions(layout), layout.num_samples)
 
 
 def turns(token_ids: Tensor, environment: Tensor, layout: Layout) -> dict[str, Tensor]:

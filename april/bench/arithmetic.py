@@ -58,6 +58,11 @@ def running_rows(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return rows
 
 
+def step_bound_s(matmul_s: float, rows: int, context_tokens: float, kv_bytes_per_token: int, bytes_per_s: float) -> float:
+    """T + n c b / B: the least time of one decode step of n rows that read c tokens of KV each (see `decode_roofline`)."""
+    return matmul_s + rows * context_tokens * kv_bytes_per_token / bytes_per_s
+
+
 @dataclass(frozen=True, slots=True)
 class Roofline:
     """The least time that decoding takes at the speeds that the probes measured.

@@ -12,7 +12,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class BenchOptions:
         workload: how lengths and prompts are made.
         effort: rounds, seconds and threads.
         pythons: interpreter of a peer, where it is not this one.
+        engine: options of April's engine that are not its defaults.
         limit_s: an engine that does not answer for so long is ended.
     """
 
@@ -53,6 +54,7 @@ class BenchOptions:
     workload: WorkloadOptions = field(default_factory=WorkloadOptions)
     effort: Effort = field(default_factory=Effort)
     pythons: Mapping[str, str] = field(default_factory=dict)
+    engine: Mapping[str, Any] = field(default_factory=dict)
     limit_s: float = 1200.0
 
     def __post_init__(self) -> None:
@@ -106,6 +108,7 @@ def _settings(options: BenchOptions) -> Record:
     return {
         "workload": workload,
         "effort": asdict(options.effort),
+        "engine": dict(options.engine),
         "static_batch_rows_long_tailed": LONG_TAILED_BATCH_ROWS,
         "weight_seed": WEIGHT_SEED,
         "dtype": "float32",
@@ -121,7 +124,7 @@ def _run_model(cases: Sequence[Case], folder: str, options: BenchOptions, logs: 
     try:
         say(f"{shape.name}: making random weights ({shape.describe()})")
         result["machine"] |= probe.ask("make", model=shape.name, folder=folder)
-        setup = make_setup(folder, cases, threads)
+        setup = replace(make_setup(folder, cases, threads), engine=dict(options.engine))
         for name in (APRIL, *options.peers):
             child = Child(name, options.pythons.get(name, sys.executable), threads, logs / f"{name}.log", options.limit_s)
             children[name] = child
@@ -191,3 +194,10 @@ def describe_machine() -> Record:
         "load_average": load,
         "watched": procfs.available(),
     }
+
+
+def describe_software() -> Record:
+    """`describe_machine`, with the torch of this process."""
+    import torch
+
+    return describe_machine() | {"torch": torch.__version__}

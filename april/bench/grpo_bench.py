@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -132,7 +132,7 @@ def _april(options: GrpoOptions, seed: int, folder: Path, side: str) -> dict[str
     summary = json.loads(_run(command, options.threads, folder.with_suffix(".log")))
     rows = read_jsonl(folder / "metrics.jsonl")
     return {
-        "wall_s": sum(row["step_s"] for row in rows),
+        "wall_s": training_s(rows),
         "num_samples": summary["samples_trained"],
         "num_tokens": summary["tokens_trained"],
         "length_median": median(row["length_p50"] for row in rows),
@@ -140,6 +140,12 @@ def _april(options: GrpoOptions, seed: int, folder: Path, side: str) -> dict[str
         "accuracy": summary["accuracy_after"],
         "accuracy_before": summary["accuracy_before"],
     }
+
+
+def training_s(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds from the start of the first step to the end of the last, with all that is written between steps, as for TRL."""
+    first_start_s: float = rows[0]["time_s"] - rows[0]["step_s"]
+    return float(rows[-1]["time_s"] - first_start_s)
 
 
 def _trl(options: GrpoOptions, seed: int, folder: Path) -> dict[str, Any]:

@@ -8,16 +8,18 @@ synchronous, so the time of a call is the time of its work.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from april.bench.arithmetic import step_bound_s
 from april.bench.peers.april_embedded import STEPS_PER_POLL, bench_engine, bench_samples, poll_step_s
 from april.bench.probes import measure
 from april.bench.shapes import MAX_POSITIONS, BenchShape, shape_named
+from april.bench.table import changes_text
 from april.bench.workload import WorkloadOptions, make_prompts
 from april.core.errors import DataError
 
@@ -44,9 +46,10 @@ class ProfileOptions:
         rounds: repetitions, each with fresh engines.
         threads: CPU threads.
         probe_s: seconds of each probe of the machine.
+        engine: options of the engine that are not its defaults.
 
     Raises:
-        DataError: when no whole poll is left to measure, or the context cannot hold the tokens.
+        DataError: when no whole poll is left to measure, the context cannot hold the tokens, or there are drafts.
     """
 
     model: str = "3m"
@@ -56,8 +59,12 @@ class ProfileOptions:
     rounds: int = 3
     threads: int = 2
     probe_s: float = 0.15
+    engine: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.engine.get("max_draft_tokens", 0):
+            what = "a step with drafts has no fixed number of tokens"
+            raise DataError(what, where="--engine", got="max_draft_tokens", hint="april bench engine measures drafts")
         if self.num_polls < 2:
             expected = f"{2 * STEPS_PER_POLL} or more"
             raise DataError("too few tokens to measure a step", where="--new-tokens", got=self.new_tokens, expected=expected)
@@ -119,22 +126,28 @@ class Timers:
 @contextmanager
 def timed_engine(timers: Timers) -> Iterator[None]:
     """Engines that are made inside are timed part by part."""
-    from april.engines.embedded import running
+    from april.engines.embedded import running, static_step
     from april.engines.embedded.memory import KvMemory
     from april.models.kv import KvBucket
+    from april.models.kv_static import StaticRows
     from april.models.lean_decode import LeanDecoder
     from april.models.linear import FrozenLinear
 
+    rows = [
+        (owner, name, part)
+        for owner in (KvBucket, StaticRows)
+        for name, part in (("attend", "attention products"), ("begin_step", "KV append"), ("write", "KV append"))
+    ]
     places: list[tuple[Any, str, str]] = [
+        *rows,
         (FrozenLinear, "__call__", "dense products"),
         (FrozenLinear, "added_to", "dense products"),
-        (KvBucket, "attend", "attention products"),
-        (KvBucket, "begin_step", "KV append"),
-        (KvBucket, "write", "KV append"),
         (KvMemory, "promote", "KV rows grow"),
         (LeanDecoder, "decode", "norms, rotary, elementwise"),
         (running, "draw", "sampling"),
         (running, "host_values", "sampling"),
+        (static_step, "draw", "sampling"),
+        (static_step.StaticStep, "results", "sampling"),
     ]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
     try:
@@ -150,7 +163,8 @@ def run_profile(options: ProfileOptions, say: Callable[[str], None]) -> dict[str
     """Time the parts and probe the machine.
 
     Returns:
-        step_s with and without timers, mean context, the probes, and for each part seconds of a step, share and rate.
+        step_s with and without timers, mean context, the probes, the bound and the share of it that is reached, and for each
+        part seconds of a step, share and rate.
     """
     import torch
 
@@ -167,15 +181,20 @@ def run_profile(options: ProfileOptions, say: Callable[[str], None]) -> dict[str
     probes.append(measure(shape, [options.rows], num_bytes, options.threads, options.probe_s))
     best = {name: max(probe[name] for probe in probes) for name in ("matmul_flops_per_s", "copy_bytes_per_s")}
     median = {name: float(np.median([item[name] for item in rounds])) for name in rounds[0]}
+    matmul_s = options.rows * shape.flops_per_token / best["matmul_flops_per_s"]
+    bound_s = step_bound_s(matmul_s, options.rows, median["context"], shape.kv_bytes_per_token, best["copy_bytes_per_s"])
     return {
         "model": options.model,
         "rows": options.rows,
         "threads": options.threads,
         "rounds": options.rounds,
+        "engine": dict(options.engine),
         "context_tokens": median["context"],
         "step_s": median["plain_s"],
         "timed_step_s": median["timed_s"],
         "probes": best,
+        "bound_s": bound_s,
+        "of_the_bound": bound_s / median["plain_s"],
         "parts": _parts(shape, options.rows, median, best),
     }
 
@@ -189,7 +208,7 @@ def _round(module: Any, shape: BenchShape, options: ProfileOptions, index: int) 
         engines = []
         for _ in range(2):
             samples = bench_samples(prompts, [options.new_tokens + STEPS_PER_POLL] * options.rows)
-            engines.append(bench_engine(module, samples, options.threads))
+            engines.append(bench_engine(module, samples, options.threads, options.engine))
             engines[-1].submit(samples)
             engines[-1].poll()  # prefill and warm-up
         plain, timed = engines
@@ -236,11 +255,14 @@ def profile_table(profiles: Sequence[dict[str, Any]]) -> str:
     """The profiles in Markdown."""
     lines: list[str] = []
     for profile in profiles:
+        threads = f"{profile['threads']} thread{'s' if profile['threads'] > 1 else ''}"
         flops, copied = (profile["probes"][name] * 1e-9 for name in ("matmul_flops_per_s", "copy_bytes_per_s"))
         lines += [
-            f"{profile['model']}, {profile['rows']} rows, {profile['context_tokens']:.0f} tokens of context, "
-            f"{profile['threads']} threads: {profile['step_s'] * 1e3:.2f} ms a step ({profile['timed_step_s'] * 1e3:.2f} with "
-            f"timers); probes {flops:.0f} GFLOP/s of products, {copied:.0f} GB/s of copying",
+            f"{profile['model']}{changes_text(profile['engine'])}, {profile['rows']} rows, "
+            f"{profile['context_tokens']:.0f} tokens of context, "
+            f"{threads}: {profile['step_s'] * 1e3:.2f} ms a step ({profile['timed_step_s'] * 1e3:.2f} with "
+            f"timers), bound {profile['bound_s'] * 1e3:.2f} ms ({profile['of_the_bound']:.0%}); "
+            f"probes {flops:.0f} GFLOP/s of products, {copied:.0f} GB/s of copying",
             "",
             "| part | ms | share | rate | of the probe |",
             "| --- | ---: | ---: | ---: | ---: |",

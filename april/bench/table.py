@@ -20,7 +20,7 @@ def markdown(results: Json) -> str:
         f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}; Python {machine['python']}, torch {machine['torch']}; "
         f"{threads} thread{'s' if threads > 1 else ''} each, {settings['dtype']}, temperature {settings['temperature']:g}."
         + (f" Load average before: {load[0]:.2f}." if load else ""),
-        _engines(results["engines"]),
+        _engines(results["engines"], settings["engine"]),
         _models(results["models"]),
         summary(results["cases"]),
         *(_case(case) for case in results["cases"]),
@@ -29,10 +29,16 @@ def markdown(results: Json) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _engines(engines: Json) -> str:
+def changes_text(changes: Json) -> str:
+    """Options of April's engine that are not its defaults, as they stand behind its name."""
+    return "".join(f", {key} = {value}" for key, value in changes.items())
+
+
+def _engines(engines: Json, changes: Json) -> str:
     lines = []
     for name, opened in engines.items():
         state = opened["version"] if "version" in opened else f"skipped: {opened['skipped']}"
+        state += changes_text(changes) if name == APRIL else ""
         lines.append(f"- {name}: {state}")
     return "\n".join(lines)
 
@@ -53,8 +59,8 @@ def summary(cases: Sequence[Json]) -> str:
     rows = []
     for case in cases:
         own = case["engines"][APRIL]
-        ratios = [_spread(case["ratios"][name], 1.0, 2) + "x" if name in case["ratios"] else "" for name in peers]
-        rows.append([case["name"], _spread(own["tokens_per_s"], 1.0, 0), f"{own['roofline_fraction']['median']:.0%}", *ratios])
+        ratios = [spread_text(case["ratios"][name], 2) + "x" if name in case["ratios"] else "" for name in peers]
+        rows.append([case["name"], spread_text(own["tokens_per_s"], 0), f"{own['roofline_fraction']['median']:.0%}", *ratios])
     header = ("model/lengths/requests", "April, tokens/s", "of the bound", *(f"over {name}" for name in peers))
     return "### Summary\n\n" + rows_of(header, rows)
 
@@ -81,8 +87,8 @@ def _engine_row(name: str, engine: Json, case: Json) -> list[str]:
     peak = engine["peak_rss_bytes"]
     return [
         name,
-        _spread(engine["tokens_per_s"], 1.0, 0),
-        "" if ratio is None else _spread(ratio, 1.0, 2) + "x",
+        spread_text(engine["tokens_per_s"], 0),
+        "" if ratio is None else spread_text(ratio, 2) + "x",
         f"{engine['step_s']['median'] * 1e3:.2f}",
         f"{engine['prefill_tokens_per_s']['median']:.0f}",
         "" if peak is None else f"{peak / 2**20:.0f}",
@@ -91,8 +97,9 @@ def _engine_row(name: str, engine: Json, case: Json) -> list[str]:
     ]
 
 
-def _spread(value: Json, scale: float, digits: int) -> str:
-    low, middle, high = (f"{value[key] * scale:.{digits}f}" for key in ("low", "median", "high"))
+def spread_text(value: Json, digits: int) -> str:
+    """The median, with the extremes in parentheses where there is more than one measurement."""
+    low, middle, high = (f"{value[key]:.{digits}f}" for key in ("low", "median", "high"))
     return middle if value["num"] < 2 else f"{middle} ({low} to {high})"
 
 

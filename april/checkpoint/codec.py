@@ -9,7 +9,7 @@ import dataclasses
 import json
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,9 @@ _TUPLES: dict[str, Any] = {cls.__name__: cls for cls in (GroupId, SampleId, Span
 _DATACLASSES: dict[str, Any] = {
     cls.__name__: cls for cls in (AdaptiveTemperature, SamplingSpec, Segment, Sample, Reward, Failure)
 }
-_FRAME = struct.Struct("<II")
-"""Length of the payload and its CRC-32."""
+_FRAME = struct.Struct("<III")
+"""Length of the payload, its CRC-32, and the CRC-32 of these two: a length that changed is not taken for a torn tail."""
+_SUMMED_BYTES = 8
 _HEADER = struct.Struct("<I")
 
 
@@ -36,7 +37,8 @@ def encode(value: Any) -> bytes:
     arrays: list[npt.NDArray[Any]] = []
     header = json.dumps(_to_json(value, arrays), separators=(",", ":"), allow_nan=True).encode()
     payload = b"".join([_HEADER.pack(len(header)), header, *(np.ascontiguousarray(array).tobytes() for array in arrays)])
-    return _FRAME.pack(len(payload), zlib.crc32(payload)) + payload
+    sizes = struct.pack("<II", len(payload), zlib.crc32(payload))
+    return b"".join([sizes, struct.pack("<I", zlib.crc32(sizes)), payload])
 
 
 def decode_frames(data: bytes, where: str, prompts: Mapping[str, Prompt], torn_tail: bool = False) -> list[Any]:
@@ -46,38 +48,43 @@ def decode_frames(data: bytes, where: str, prompts: Mapping[str, Prompt], torn_t
         data: frames one after the other.
         where: file name, for messages.
         prompts: the data set, by id.
-        torn_tail: whether an incomplete or damaged last frame is the end (a journal cut by a crash) or an error.
+        torn_tail: whether an incomplete last frame, or one with a damaged payload, is the end (a journal cut by a crash) or an
+            error.
 
     Raises:
-        CheckpointError: a frame is damaged (with `torn_tail`, only one that is not the last), or the data set lacks a prompt.
+        CheckpointError: a frame is damaged (with `torn_tail`, only a header, or a payload that is not the last), or the data set
+            lacks a prompt.
     """
-    values, at = [], 0
-    while at < len(data):
-        end = at + _FRAME.size
-        length, checksum = _FRAME.unpack_from(data, at) if end <= len(data) else (0, 0)
-        payload = data[end : end + length]
-        whole = end <= len(data) and len(payload) == length and zlib.crc32(payload) == checksum
-        if not whole:
-            if torn_tail and end + length >= len(data):
-                break
-            raise CheckpointError(
-                "a saved file is damaged", where=where, got=f"a bad frame at byte {at}", expected="intact frames"
-            )
-        values.append(_decode(payload, prompts))
-        at = end + length
-    return values
+    return [_decode(payload, prompts) for _, payload in _payloads(data, where, torn_tail)]
 
 
-def intact_length(data: bytes) -> int:
-    """Bytes up to the end of the last whole frame."""
+def intact_length(data: bytes, where: str) -> int:
+    """Bytes up to the end of the last whole frame of a journal.
+
+    Raises:
+        CheckpointError: what is behind it is no torn tail.
+    """
+    return max((end for end, _ in _payloads(data, where, torn_tail=True)), default=0)
+
+
+def _payloads(data: bytes, where: str, torn_tail: bool) -> Iterator[tuple[int, bytes]]:
+    """The end and the payload of every whole frame."""
     at = 0
-    while at + _FRAME.size <= len(data):
-        length, checksum = _FRAME.unpack_from(data, at)
-        payload = data[at + _FRAME.size : at + _FRAME.size + length]
-        if len(payload) < length or zlib.crc32(payload) != checksum:
-            break
-        at += _FRAME.size + length
-    return at
+    while at < len(data):
+        start = at + _FRAME.size
+        cut = start > len(data)
+        if not cut:
+            length, checksum, own = _FRAME.unpack_from(data, at)
+            payload = data[start : start + length]
+            if zlib.crc32(data[at : at + _SUMMED_BYTES]) == own:
+                if len(payload) == length and zlib.crc32(payload) == checksum:
+                    at = start + length
+                    yield at, payload
+                    continue
+                cut = start + length >= len(data)
+        if cut and torn_tail:
+            return
+        raise CheckpointError("a saved file is damaged", where=where, got=f"a bad frame at byte {at}", expected="intact frames")
 
 
 def _to_json(value: Any, arrays: list[npt.NDArray[Any]]) -> Any:

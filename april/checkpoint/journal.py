@@ -18,14 +18,18 @@ Record = tuple[str, dict[str, Any]]
 
 
 class Journal:
-    """An append-only file of (name, arguments) records; a torn tail is cut off when it is opened again."""
+    """An append-only file of (name, arguments) records; a torn tail is cut off when it is opened again.
+
+    Raises:
+        CheckpointError: the file that is there is damaged, which is more than a torn tail; it is left as it is.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             data = path.read_bytes()
-            if (whole := intact_length(data)) < len(data):
+            if (whole := intact_length(data, str(path))) < len(data):
                 os.truncate(path, whole)
         self._file = path.open("ab", buffering=0)
         self._pending: list[bytes] = []

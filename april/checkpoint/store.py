@@ -19,7 +19,7 @@ from typing import Any
 
 from april.core.errors import CheckpointError, ResourceError
 
-SCHEMA = 1
+SCHEMA = 2
 _PREFIX = "step-"
 
 

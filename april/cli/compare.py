@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,8 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from april.cli.main import emit
+from april.cli.output import emit, print_table
 from april.config.comparison import Comparison
+from april.core.errors import CheckpointError
+from april.core.template import literal
 
 SHOWN = (
     "accuracy_before",
@@ -42,8 +45,9 @@ def compare_command(
 ) -> None:
     """Run every arm with each seed, each run in a process of its own, and write the comparison.
 
-    A run whose summary is there already is not run again, so an interrupted comparison goes on where it stopped; the figures
-    are written anew after each run.
+    A run whose summary is there already is not run again, so an interrupted comparison goes on where it stopped; one of other
+    values is refused. The figures are written when all runs have ended, and not between them, where writing would slow the
+    next one.
 
     Args:
         recipe: a comparison (packaged, or a TOML file with `[arms]`), or a recipe to set against itself with `versus`.
@@ -52,30 +56,25 @@ def compare_command(
         seeds: runs of each arm; None takes the comparison's own number.
         out: folder of all runs.
         jobs: runs at a time; times are only worth comparing with one.
+
+    Raises:
+        AprilError: a recipe that cannot work, or a finished run of another.
     """
     comparison = _comparison(recipe, overlays, overrides, versus)
     comparison = comparison.model_copy(
-        update={"seeds": seeds or comparison.seeds, "overrides": (*comparison.overrides, *overrides)}
+        update={"seeds": comparison.seeds if seeds is None else seeds, "overrides": (*comparison.overrides, *overrides)}
     )
     folders: Folders = {
         name: [out / f"{_file_name(name)}-seed{seed}" for seed in range(comparison.seeds)] for name in comparison.arms
     }
-    with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
-        tasks = [
-            pool.submit(_run, command, folder, quiet or as_json) for folder, command in _commands(comparison, overlays, folders)
-        ]
-        for task in tasks:
-            code = task.result()
-            if code:
-                pool.shutdown(cancel_futures=True)
-                sys.exit(code)
-            if code is not None:
-                write_results(recipe, comparison, folders, out, jobs)
+    _check_finished(comparison, overlays, folders)
+    if code := _run_all(list(_commands(comparison, overlays, folders)), jobs, quiet or as_json):
+        sys.exit(code)
     payload = write_results(recipe, comparison, folders, out, jobs)
     if as_json:
         emit(payload)
         return
-    _show([list(row) for row in _rows(comparison, folders)])
+    print_table(_rows(comparison, folders))
     print(f"report: {payload['report']}")
 
 
@@ -83,13 +82,6 @@ def _rows(comparison: Comparison, folders: Folders) -> list[list[str]]:
     from april.observe.compare import comparison_rows
 
     return comparison_rows(folders, comparison.measures)
-
-
-def _show(rows: list[list[str]]) -> None:
-    """Rows of texts in aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for cells in rows:
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip())
 
 
 def _comparison(recipe: str, overlays: list[str], overrides: list[str], versus: str) -> Comparison:
@@ -108,26 +100,75 @@ def _comparison(recipe: str, overlays: list[str], overrides: list[str], versus: 
 
 
 def _file_name(arm: str) -> str:
-    return arm.replace("=", "-").replace("/", "-").replace(" ", "-")
+    return re.sub(r"[^\w.-]+", "-", arm)
 
 
-def _commands(comparison: Comparison, overlays: list[str], folders: Folders) -> Iterator[tuple[Path, list[str]]]:
-    """Every run with its command, seed by seed; the order of the arms turns round with each seed."""
+def _runs(comparison: Comparison, folders: Folders) -> Iterator[tuple[Path, list[str]]]:
+    """Every run's folder and overrides, seed by seed; the order of the arms turns round with each seed."""
     for seed in range(comparison.seeds):
         arms = list(comparison.arms.items())
         for name, extra in arms if seed % 2 == 0 else arms[::-1]:
             folder = folders[name][seed]
-            own = [*comparison.overrides, *extra, f"seed={seed}", f"out={json.dumps(str(folder))}"]
-            command = [sys.executable, "-m", "april", "train", comparison.recipe, *own, "--overwrite"]
-            yield folder, [*command, *(part for overlay in overlays for part in ("--overlay", overlay))]
+            yield folder, [*comparison.overrides, *extra, f"seed={seed}", f"out={json.dumps(literal(str(folder)))}"]
 
 
-def _run(command: list[str], folder: Path, quiet: bool) -> int | None:
-    """One run in a fresh process: no warm caches, and its own torch threads; its exit code, None where it was there already."""
-    if (folder / "summary.json").exists():
-        return None
+def _commands(comparison: Comparison, overlays: list[str], folders: Folders) -> Iterator[tuple[Path, list[str]]]:
+    laid_over = [part for overlay in overlays for part in ("--overlay", overlay)]
+    for folder, own in _runs(comparison, folders):
+        yield folder, [sys.executable, "-m", "april", "train", comparison.recipe, *own, "--overwrite", *laid_over]
+
+
+def _check_finished(comparison: Comparison, overlays: list[str], folders: Folders) -> None:
+    """A run that is not done again must be the one that is asked for.
+
+    Raises:
+        CheckpointError: a finished run of other values.
+    """
+    from april.api import resolve_recipe
+    from april.config.load import read_toml
+    from april.config.resolve import changes
+
+    for folder, own in _runs(comparison, folders):
+        if not _finished(folder):
+            continue
+        values = resolve_recipe(comparison.recipe, overlays, own).values()
+        if changed := changes(read_toml(folder / "recipe.toml"), values):
+            raise CheckpointError(
+                "a finished run of the comparison has another recipe" + (f" ({len(changed)} values)" if changed[1:] else ""),
+                where=str(folder),
+                got=changed[0],
+                expected="the values of this comparison",
+                hint=f"choose another folder with --out, or remove {folder} to run it again",
+            )
+
+
+def _run_all(runs: list[tuple[Path, list[str]]], jobs: int, quiet: bool) -> int:
+    """Do the runs, so many at a time; after one that fails no other is begun, and its exit code is returned."""
+    failed: list[int] = []
+
+    def run(folder: Path, command: list[str]) -> None:
+        if not failed and (code := _run(command, folder, quiet)):
+            failed.append(code)
+
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        for task in [pool.submit(run, *each) for each in runs]:
+            task.result()
+    return failed[0] if failed else 0
+
+
+def _run(command: list[str], folder: Path, quiet: bool) -> int:
+    """One run in a fresh process: no warm caches, and its own torch threads."""
+    if _finished(folder):
+        return 0
     print(f"-- {folder.name}", file=sys.stderr)
     return subprocess.run([*command, *(["--quiet"] if quiet else [])], stdout=sys.stderr.fileno(), check=False).returncode
+
+
+def _finished(folder: Path) -> bool:
+    """Whether a run came to its end; one that was interrupted has a summary, too."""
+    if not (folder / "summary.json").exists():
+        return False
+    return bool(json.loads((folder / "status.json").read_text())["state"] == "finished")
 
 
 def write_results(name: str, comparison: Comparison, folders: Folders, out: Path, jobs: int) -> dict[str, Any]:
@@ -135,7 +176,7 @@ def write_results(name: str, comparison: Comparison, folders: Folders, out: Path
     from april.observe.compare import write_comparison
     from april.observe.comparison_page import comparison_page
 
-    done = {name: [folder for folder in group if (folder / "summary.json").exists()] for name, group in folders.items()}
+    done = {name: [folder for folder in group if _finished(folder)] for name, group in folders.items()}
     done = {name: group for name, group in done.items() if group}
     report = write_comparison(done, out / "comparison.html")
     figures = {name: _figures(group, comparison.measures) for name, group in done.items()}
@@ -144,6 +185,7 @@ def write_results(name: str, comparison: Comparison, folders: Folders, out: Path
         "name": name,
         "jobs": jobs,
         "measures": list(comparison.measures),
+        "times": comparison.times,
         "recipe": comparison.recipe,
         "overrides": list(comparison.overrides),
         "seeds": comparison.seeds,
@@ -160,12 +202,13 @@ def write_results(name: str, comparison: Comparison, folders: Folders, out: Path
 
 
 def _figures(folders: list[Path], measures: tuple[str, ...]) -> dict[str, Any]:
-    from april.observe.compare import held_out, mean_curve, mean_measure
+    from april.observe.compare import held_out, mean_curve, mean_measure, steps_s
     from april.observe.report_data import load_run
 
     runs = [load_run(folder) for folder in folders]
     columns = {key: [run.summary.get(key) for run in runs] for key in SHOWN}
-    columns["tokens_per_s"] = [run.summary["tokens_generated"] / run.summary["rollout_s"] for run in runs]
+    columns["steps_s"] = [steps_s(run)[-1] for run in runs]
+    columns["tokens_per_s"] = [run.summary["tokens_generated"] / steps_s(run)[-1] for run in runs]
     columns |= {key: [mean_measure(run, key) for run in runs] for key in measures}
     known = {key: [float(value) for value in column if value is not None] for key, column in columns.items()}
     steps, accuracy = mean_curve([held_out(run, "step") for run in runs])
@@ -186,20 +229,24 @@ def _to_target(done: Folders) -> tuple[float, dict[str, Any]]:
 
 def _speedups(comparison: Comparison, done: Folders) -> dict[str, Any]:
     """Seconds of the baseline over seconds of each other arm, seed by seed."""
-    seconds = {name: {folder.name.rpartition("-seed")[2]: _summary(folder) for folder in group} for name, group in done.items()}
+    seconds = {name: {folder.name.rpartition("-seed")[2]: _seconds(folder) for folder in group} for name, group in done.items()}
     base = seconds.get(comparison.against, {})
     out: dict[str, Any] = {}
     for name, runs in seconds.items():
         shared = [seed for seed in runs if seed in base]
         if name == comparison.against or not shared:
             continue
-        keys = {"rollout": "rollout_s", "wall": "wall_s"}
-        out[name] = {word: _interval([base[seed][key] / runs[seed][key] for seed in shared]) for word, key in keys.items()}
+        out[name] = {word: _interval([base[seed][word] / runs[seed][word] for seed in shared]) for word in base[shared[0]]}
     return out
 
 
-def _summary(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "summary.json").read_text())  # type: ignore[no-any-return]
+def _seconds(folder: Path) -> dict[str, float]:
+    """Of waiting for rollouts, of all steps, and of the whole run with its evaluations."""
+    from april.observe.compare import steps_s
+    from april.observe.report_data import load_run
+
+    run = load_run(folder)
+    return {"rollout": run.summary["rollout_s"], "steps": steps_s(run)[-1], "wall": run.summary["wall_s"]}
 
 
 def _interval(values: list[float]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from april.cli.main import emit
+from april.cli.output import emit
 
 MAX_WIDTH = 100
 """Longer values are cut in the table; --toml shows them whole."""

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from april.cli.main import emit
+from april.cli.output import emit
 
 PACKAGES = (
     "torch",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from april.cli.main import emit, only_json
+from april.cli.output import emit, only_json
 from april.observe.words import percent
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from april.cli.main import emit
+from april.cli.output import emit
 
 PACKAGED = {
     "algorithm.preset": "algorithm",

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from april.cli.bench import app as bench_app
+from april.cli.output import emit, only_json
 from april.core.errors import AprilError, ResourceError
 
 app = typer.Typer(
     name="april",
-    help="Reinforcement-learning post-training whose rollouts never wait for the longest one.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -45,6 +42,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Plain lines instead of the
 RecipeName = Annotated[str, typer.Argument(help="A packaged recipe, a TOML file, or a run's folder.", metavar="RECIPE")]
 
 
+OVERRIDABLE = ("train", "evaluate", "compare", "simulate", "calibrate", "warm-start", "config")
+"""Commands that take overrides."""
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 """What the file system may say to a path of the user's; other errors of the system are defects and show a traceback."""
 
@@ -57,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except AprilError as error:
-        fail(str(error))
+        fail(error, given)
     except (typer.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -67,13 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
-        fail(str(_refused_by_system(error)))
+        fail(_refused_by_system(error), given)
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        # one of click's own, about the arguments
-        command = next((name for name in given if name in command_names()), "")
-        fail(f"{error.format_message()}\n  next:     `{' '.join(('april', command)).strip()} --help`")
+        # click names the option of other refusals, too: a known one without its value
+        unknown = getattr(error, "option_name", "") if type(error).__name__ == "NoSuchOption" else ""
+        fail(AprilError(error.format_message(), hint=_help_for(given, unknown)), given)
 
 
 def command_names() -> set[str]:
@@ -82,9 +81,21 @@ def command_names() -> set[str]:
     return commands | {group.name for group in app.registered_groups if group.name}
 
 
-def fail(message: str) -> NoReturn:
-    """End with an error that the user can act on."""
-    print(f"error: {message}", file=sys.stderr)
+def _help_for(given: list[str], unknown_option: str) -> str:
+    """What to read about arguments that click refuses."""
+    command = next((name for name in given if name in command_names()), "")
+    see = f"`{f'april {command}'.strip()} --help`"
+    key = unknown_option.lstrip("-").replace("-", "_")
+    return f"a value of the recipe has no dashes: {key}=VALUE; for options, {see}" if key and command in OVERRIDABLE else see
+
+
+def fail(error: AprilError, given: Sequence[str]) -> NoReturn:
+    """End with an error that the user can act on: in words on stderr, and as the one line of JSON where that was asked for."""
+    print(f"error: {error}", file=sys.stderr)
+    if "--json" in given:
+        labels = {"where": error.where, "got": error.got, "expected": error.expected, "next": error.hint}
+        known = {label: str(value) for label, value in labels.items() if value is not None}
+        emit({"error": {"what": error.what, **known}})
     sys.exit(2)
 
 
@@ -98,18 +109,28 @@ def _refused_by_system(error: OSError) -> ResourceError:
     )
 
 
-@contextmanager
-def only_json(as_json: bool) -> Iterator[None]:
-    """With --json, whatever the body prints goes to standard error: standard output is for the one line."""
-    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        yield
+def _print_path(name: str, path: Path, as_json: bool) -> None:
+    if as_json:
+        emit({name: str(path)})
+    else:
+        print(path)
 
 
-def emit(payload: dict[str, Any]) -> None:
-    """The one JSON line a script reads."""
-    from april.run.summary import plain
+def _version(asked: bool) -> None:
+    if asked:
+        from april import __version__
 
-    print(json.dumps(plain(payload)))
+        print(f"april {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Reinforcement-learning post-training whose rollouts never wait for the longest one."""
 
 
 @app.command()
@@ -140,13 +161,15 @@ def evaluate(
     overrides: Overrides = None,
     overlay: Overlays = None,
     model: Annotated[str | None, typer.Option(help="Policy to evaluate: a model folder, a hub name or a run's folder.")] = None,
-    samples: Annotated[int | None, typer.Option(help="Samples per problem when sampling: pass@k for every k up to it.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Samples per problem when sampling: pass@k for every k up to it.", min=1)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure accuracy on held-out problems, with confidence intervals."""
     from april.cli.evaluate import evaluate_command
 
-    extra = [f"evaluation.num_samples={samples}"] if samples else []
+    extra = [f"evaluation.num_samples={samples}"] if samples is not None else []
     evaluate_command(recipe, overlay or [], [*(overrides or []), *extra], model, as_json)
 
 
@@ -159,7 +182,7 @@ def compare(
     overlay: Overlays = None,
     versus: Annotated[str, typer.Option(help="The other side of a plain recipe, as one override.")] = "schedule.type=sync",
     seeds: Annotated[
-        int | None, typer.Option(help="Runs of each arm, with seeds 0, 1, ...; 3 unless the comparison says.")
+        int | None, typer.Option(help="Runs of each arm, with seeds 0, 1, ...; 3 unless the comparison says.", min=1)
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of all runs and of the comparison.", callback=_no_flag)] = Path(
         "compare-runs"
@@ -219,7 +242,10 @@ def plan(
     max_lag: Annotated[int, typer.Option(help="Largest bound on lag that is acceptable, in updates.", min=0)] = 4,
     tp: Annotated[int | None, typer.Option(help="Devices of a replica; the fewest that do when left out.", min=1)] = None,
     seconds: Annotated[float, typer.Option(help="Time for the search.")] = 60,
-    out: Annotated[Path, typer.Option(help="Folder of plan.json and plan.html.", callback=_no_flag)] = Path("plan"),
+    recipe: Annotated[str, typer.Option(help="Recipe that the rows are laid over, in the printed commands.")] = "quickstart",
+    out: Annotated[Path, typer.Option(help="Folder of plan.json, plan.html and the rows' overlays.", callback=_no_flag)] = Path(
+        "plan"
+    ),
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -228,7 +254,7 @@ def plan(
 
     fields = {"model": model, "hardware": hardware, "gpus": gpus, "groups_per_step": groups, "group_size": group_size}
     limits = {"max_lag_steps": max_lag, "tp": tp, "seconds": seconds}
-    plan_command({**fields, **limits}, lengths, out, quiet, as_json)
+    plan_command({**fields, **limits}, lengths, recipe, out, quiet, as_json)
 
 
 @app.command(name="warm-start")
@@ -246,11 +272,26 @@ def warm_start(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A run's folder, a checkpoint, or a folder of adapters.", metavar="MODEL")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.", callback=_no_flag)],
+    as_json: Json = False,
+) -> None:
+    """Write a policy as an ordinary Hugging Face folder, with its adapters merged in."""
+    from april import api
+
+    with only_json(as_json):
+        folder = api.export(model, out)
+    _print_path("folder", folder, as_json)
+
+
+@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A run's folder, finished or not.")],
     out: Annotated[
         Path | None, typer.Option(help="File to write instead of report.html in the folder.", callback=_no_flag)
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Write the report of a run again."""
     from april.core.errors import DataError
@@ -259,7 +300,7 @@ def report(
     if not (folder / "recipe.toml").is_file():
         got = "a folder without recipe.toml" if folder.is_dir() else "no such folder"
         raise DataError("there is no such run", where=str(folder), got=got, expected="a run's folder", hint="check the path")
-    print(write_report(folder, out))
+    _print_path("report", write_report(folder, out), as_json)
 
 
 @app.command()
@@ -271,6 +312,22 @@ def status(
     from april.cli.status import status_command
 
     status_command(folder, as_json)
+
+
+@app.command()
+def engines(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, while it runs.")],
+    add: Annotated[int, typer.Option(help="Engines to start beside those that there are.", min=0)] = 0,
+    remove: Annotated[list[str] | None, typer.Option(help="Name of an engine that is to leave; repeatable.")] = None,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Engines that leave end their samples; they go to others otherwise.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Let engines join and leave a run that goes on, between two of its steps."""
+    from april.cli.engines import engines_command
+
+    engines_command(folder, add, remove or [], finish, as_json)
 
 
 @app.command()

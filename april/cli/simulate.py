@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from april.cli.main import emit
+from april.cli.output import emit, print_table
 
 if TYPE_CHECKING:
     from april.simulate.execute import CellResult
@@ -37,19 +37,15 @@ def simulate_command(name: str, overrides: list[str], out: Path | None, check: b
     if as_json:
         emit({**payload, "report": str(report)})
     else:
-        _print(*table(study, lines))
+        head, rows = table(study, lines)
+        print_table([head, *rows])
         if verdicts:
             print()
-            _print(*verdict_rows(verdicts))
+            head, rows = verdict_rows(verdicts)
+            print_table([head, *rows])
         print(f"\nreport: {report}")
     if check and not all(verdict.ok for verdict in verdicts):
         sys.exit(1)
-
-
-def _print(head: list[str], rows: list[list[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for cells in (head, *rows):
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip())
 
 
 class _Progress:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 def status_command(folder: Path, as_json: bool) -> None:
     """Print the status of the run in a folder."""
-    from april.cli.main import emit
+    from april.cli.output import emit
     from april.observe.status import read_status, status_lines
 
     record = read_status(folder)

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from april.cli.main import emit, only_json
+from april.cli.output import emit, only_json
 from april.observe.words import duration, percent
 
 
@@ -22,7 +22,7 @@ def train_command(
     with only_json(as_json):
         with console.status(f"preparing {recipe} ...") if console.is_terminal else nullcontext():
             from april.api import resolve_recipe
-            from april.run.build import run_folder
+            from april.run.folders import run_folder
             from april.run.loop import Run
             from april.run.loop import overwrite as forget
 
@@ -91,14 +91,17 @@ def _totals(summary: dict[str, Any]) -> list[str]:
 def check_only(recipe: str, overlays: list[str], overrides: list[str], as_json: bool) -> None:
     """The dry run: every check, nothing written."""
     from april.api import resolve_recipe
-    from april.run.build import build, run_folder
+    from april.run.build import build
+    from april.run.folders import run_folder
 
     with only_json(as_json):
         resolved = resolve_recipe(recipe, overlays, overrides)
         parts = build(resolved)
+        parts.close()
     if as_json:
         emit({"ok": True, "folder": str(run_folder(resolved.recipe)), "checks": {f.name: f.detail for f in parts.findings}})
         return
     for finding in parts.findings:
         print(finding_lines(f"ok  {finding.name:<10}", finding.detail)[2:])
-    print(f"ok  {'model':<10} {parts.num_parameters / 1e6:.2f} M parameters on {parts.policy.device}")
+    trained = "" if parts.recipe.training.lora is None else f", {parts.num_trained / 1e6:.2f} M in adapters, trained"
+    print(f"ok  {'model':<10} {parts.num_parameters / 1e6:.2f} M parameters on {parts.policy.device}{trained}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from april.cli.main import emit, only_json
+from april.cli.output import emit, only_json
 
 
 def warm_start_command(recipe: str, overrides: list[str], out: Path, quiet: bool, as_json: bool) -> None:

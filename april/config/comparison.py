@@ -8,10 +8,12 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from april.config.load import find_recipe, read_toml, recipe_names
+from april.config.refusal import refusal
 from april.config.schema import Config
 from april.core.errors import RecipeError, choice
 
 FOLDER = "comparison"
+SEE_COMPARISONS = "`april list comparison` names those that come with April, to start from"
 
 
 class Comparison(Config):
@@ -22,6 +24,7 @@ class Comparison(Config):
     overrides: tuple[str, ...] = Field((), description="overrides of all arms, such as steps=20")
     baseline: str | None = Field(None, description="the arm that speeds and paired differences are taken against; else the last")
     measures: tuple[str, ...] = Field((), description="keys of metrics.jsonl whose mean over the steps is shown, too")
+    times: bool = Field(True, description="whether the page shows speeds and times; false: the arms are about what is learned")
     arms: dict[str, tuple[str, ...]] = Field(min_length=1, description="name -> overrides of that arm")
 
     @property
@@ -45,23 +48,24 @@ def find_comparison(name: str) -> Comparison | None:
 
 
 def parse_comparison(tree: dict[str, Any], where: str) -> Comparison:
-    """A comparison from the data of its file."""
-    unknown = sorted(tree.keys() - Comparison.model_fields.keys())
-    if unknown:
-        raise RecipeError(
-            "unknown key", where=where, got=unknown[0], **choice(unknown[0], Comparison.model_fields, "leave it out")
-        )
+    """A comparison from the data of its file.
+
+    Raises:
+        RecipeError: unknown keys, or a baseline that is no arm.
+    """
     try:
         comparison = Comparison.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        refused = refusal(error, Comparison, tree, "")
+        hint = refused.hint if "did you mean" in str(refused.hint) else SEE_COMPARISONS
         raise RecipeError(
-            "a comparison cannot be used", where=f"{where}: {key}", got=first.get("input"), expected=first["msg"]
+            refused.what, where=f"{where}: {refused.where}", got=refused.got, expected=refused.expected, hint=hint
         ) from None
     if comparison.against not in comparison.arms:
         raise RecipeError(
-            "the baseline is no arm", where=f"{where}: baseline", got=comparison.against,
+            "the baseline is no arm",
+            where=f"{where}: baseline",
+            got=comparison.against,
             **choice(comparison.against, comparison.arms, "name one of the arms"),
-        )  # fmt: skip
+        )
     return comparison

@@ -42,6 +42,6 @@ class LimitsConfig(Config):
     on_late_publish: Literal["retry", "fail"] = Field(
         "retry", description="an engine that is late with new weights: retry restarts it on them; fail ends the run"
     )
-    restarts: int = Field(3, ge=0, description="restarts of one engine within restart_window_s; one more ends the run")
+    restarts: int = Field(3, ge=0, description="restarts of one process within restart_window_s; one more ends the run")
     restart_window_s: float = Field(600.0, gt=0, description="the time over which restarts are counted")
     restart_pause_s: float = Field(1.0, ge=0, description="pause before a restart; each further one doubles it")

@@ -89,8 +89,12 @@ def recipe_names(folder: str = "run") -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in root.iterdir() if entry.name.endswith(".toml"))
 
 
-def read_toml(path: Path) -> Tree:
+def read_toml(path: Path, kind: str = "recipes") -> Tree:
     """A TOML file.
+
+    Args:
+        path: of the file.
+        kind: what it holds, as `april list` calls it.
 
     Raises:
         RecipeError: when it is missing or malformed; says the line.
@@ -102,11 +106,18 @@ def read_toml(path: Path) -> Tree:
             "a recipe file is missing",
             where=str(path),
             got="no such file",
-            expected="a TOML file or a recipe of April",
-            hint="check the path, or see `april list recipes`",
+            expected="a TOML file, or the name of one that comes with April",
+            hint=f"check the path, or see `april list {kind}`",
         ) from None
     except IsADirectoryError:
-        raise RecipeError("a recipe must be a file", where=str(path), hint=f"a run's recipe is {path}/recipe.toml") from None
+        inside = path / "recipe.toml"
+        raise RecipeError(
+            "a recipe must be a file",
+            where=str(path),
+            got="a folder" if inside.exists() else "a folder without recipe.toml",
+            expected="a TOML file, or a run's folder",
+            hint=f"a run's recipe is {inside}" if inside.exists() else "check the path: no run was begun there",
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(
             "a recipe is not valid TOML", where=str(path), got=error, expected="TOML 1.0", hint="correct that line of the file"
@@ -129,7 +140,7 @@ def find_recipe(name: str, beside: Path | None = None, folder: str = "run") -> P
         where="RECIPE",
         got=name,
         expected="a TOML file or a recipe of April",
-        hint=nearest(name, recipe_names(folder)),
+        hint="check the path: there is no such folder" if path.name != name else nearest(name, recipe_names(folder)),
     )
 
 
@@ -198,7 +209,13 @@ def add_default_algorithm(layers: Layers) -> None:
 
 def _add_file(layers: Layers, path: Path, seen: tuple[Path, ...]) -> None:
     if path.resolve() in seen:
-        raise RecipeError("recipes are based on each other in a circle", where=" -> ".join(p.name for p in (*seen, path)))
+        raise RecipeError(
+            "recipes are based on each other in a circle",
+            where=path.name,
+            got=" -> ".join(p.name for p in (*seen, path)),
+            expected="a chain of bases that ends",
+            hint="remove one of these `base` keys",
+        )
     _add_with_bases(layers, read_toml(path), path.name, path.parent, (*seen, path.resolve()))
 
 

@@ -9,6 +9,8 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from april import registry
 from april.config.limits import LimitsConfig
+from april.config.placement import PlacementConfig
+from april.config.publishing import PublishingConfig
 from april.config.schema import Config
 
 
@@ -95,6 +97,9 @@ class BatchConfig(Config):
 
     groups_per_step: int = Field(16, ge=1, description="prompts per update (N)")
     group_size: int = Field(8, ge=1, description="samples per prompt (G)")
+    greedy_members: int = Field(
+        0, ge=0, description="greedy samples beside these, whose mean reward is the column baseline; they do not train"
+    )
     together: str | None = Field(
         None, description="number of the item that prompts of one question share; these are then handed out one after another"
     )
@@ -160,3 +165,12 @@ class Recipe(Config):
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig())
     observe: ObserveConfig = Field(default=ObserveConfig())
     limits: LimitsConfig = Field(default=LimitsConfig())
+    publishing: PublishingConfig = Field(
+        default=PublishingConfig(), description="how new weights get from the trainer to engines in other processes"
+    )
+    backend: Literal["local", "ray"] = Field(
+        "local",
+        description="what starts the processes of a run: local, this machine; ray, a Ray cluster, where each trainer rank, "
+        "each engine and each reward worker is an actor",
+    )
+    placement: PlacementConfig = Field(default=PlacementConfig(), description="where actors are placed; only with backend = ray")

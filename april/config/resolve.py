@@ -106,6 +106,13 @@ def flat(tree: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
+def changes(past: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """What differs between the values of two recipes, one line a value; not the folder, which does not change a run."""
+    before, after = dict(flat(past)), dict(flat(present))
+    changed = [key for key in {**before, **after} if before.get(key) != after.get(key) and key != "out"]
+    return [f"{key}: {before.get(key, 'unset')} -> {after.get(key, 'unset')}" for key in changed]
+
+
 def _shown(value: Any) -> str:
     """A value as TOML on one line."""
     if isinstance(value, Mapping):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import time
+import uuid
 from collections.abc import Sequence
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -32,16 +36,43 @@ def readable(waitables: Sequence[Any], timeout_s: float | None) -> bool:
     return bool(wait(list(waitables), timeout_s))
 
 
+class Origin(float):
+    """Where a wall clock is 0, in `time.perf_counter` seconds; sent to another machine it is the same moment there, as well as
+    the system clocks of the two agree."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (origin_here, (float(self), time.time() - (time.perf_counter() - self), machine()))
+
+
+def origin_here(origin_s: float, system_s: float, made_on: str) -> Origin:
+    """An origin that was made on some machine, in the seconds of this one.
+
+    Args:
+        origin_s: in its `time.perf_counter` seconds.
+        system_s: the same moment in `time.time` seconds.
+        made_on: its `machine`.
+    """
+    return Origin(origin_s if made_on == machine() else time.perf_counter() - (time.time() - system_s))
+
+
+@functools.cache
+def machine() -> str:
+    """This machine since its last start; containers on it have the same `time.perf_counter`."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{uuid.getnode():x}"
+
+
 class WallClock:
     """Real time.
 
     Args:
-        origin_s: where the clock is 0, in `time.perf_counter` seconds; now by default. Processes of one machine that share
-            an origin share a clock.
+        origin_s: where the clock is 0, in `time.perf_counter` seconds; now by default. Processes that share an origin share a
+            clock.
     """
 
     def __init__(self, origin_s: float | None = None) -> None:
-        self.origin_s = time.perf_counter() if origin_s is None else origin_s
+        self.origin_s = Origin(time.perf_counter() if origin_s is None else origin_s)
 
     def now(self) -> float:
         return time.perf_counter() - self.origin_s

@@ -8,6 +8,7 @@ AprilError
 |- RolloutError      the rollout machinery itself
 |  |- LedgerError    a sample was lost, repeated or moved in a way that is not allowed
 |  `- StallError     nothing is pending, yet the step cannot be completed
+|- Interrupted       the run was asked to stop, and stopped where it can be continued
 |- CheckpointError   a saved run that cannot be read or continued
 |- ProcessError      a child process died, hung, or did not start
 `- ResourceError     disk, memory or device that is not there
@@ -106,7 +107,7 @@ def choice(name: str, known: Iterable[str], otherwise: str) -> dict[str, str]:
     """`expected` and `hint` for a name that is none of the known ones; `otherwise` is the hint when none is close."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    expected = "one of " + ", ".join(names) if names else "known: none"
+    expected = "one of " + ", ".join(names) if names else "nothing; none is known"
     return {"expected": expected, "hint": f"did you mean {close[0]!r}?" if close else otherwise}
 
 

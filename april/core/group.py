@@ -75,6 +75,12 @@ class Group:
         return self.samples[0].prompt
 
     @property
+    def sampled(self) -> Group:
+        """The group without the greedy members at its end, which measure a baseline; itself where all or none are greedy."""
+        kept = sum(not sample.spec.greedy for sample in self.samples)
+        return Group(self.id, self.samples[:kept], self.outcomes[:kept]) if 0 < kept < len(self.samples) else self
+
+    @property
     def rewarded(self) -> tuple[tuple[Sample, Reward], ...]:
         """The members that have a reward."""
         pairs = zip(self.samples, self.outcomes, strict=True)

@@ -3,21 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, Self, runtime_checkable
-
-
-@runtime_checkable
-class Metric(Protocol):
-    """A value that merges exactly with others of its kind."""
-
-    @property
-    def value(self) -> float:
-        """The number to show."""
-        ...
-
-    def merged(self, other: Self) -> Self:
-        """The metric of both parts together."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ A request to an engine is a `Sample`: resume, migration, forking and crash recov
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -168,8 +169,10 @@ class Sample:
                 got=length,
                 expected=f"<= {self.spec.max_new_tokens}",
             )
-        logprobs = logprobs if logprobs.strides != (0,) else logprobs[:1]
-        if len(logprobs) and not (float(logprobs.min()) > -np.inf and float(logprobs.max()) <= 1e-4):  # false for NaN, too
+        if not len(logprobs):
+            return
+        low, high = (logprobs.item(0),) * 2 if logprobs.strides == (0,) else (float(logprobs.min()), float(logprobs.max()))
+        if not (low > -np.inf and high <= 1e-4):  # false for NaN, too
             raise DataError("a behaviour log-prob is not a log-prob", where=str(self.id), expected="finite and <= 0")
 
     def __len__(self) -> int:
@@ -270,23 +273,29 @@ def _changed(sample: Sample, **changes: Any) -> Sample:
     """A copy whose changes are known to be right: what was checked once is not checked again with each new segment."""
     out = object.__new__(Sample)
     for name in _FIELDS:
-        value = changes[name] if name in changes else getattr(sample, name)
+        object.__setattr__(out, name, changes[name] if name in changes else getattr(sample, name))
+    for value in changes.values():
         if isinstance(value, np.ndarray) and value.flags.writeable:
             value.flags.writeable = False
-        object.__setattr__(out, name, value)
     return out
 
 
 def repeated(value: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
     """The first element of `value`, `length` times, in the memory of one (stride 0): what simulated engines report."""
-    out: npt.NDArray[Any] = np.ndarray((length,), value.dtype, value[:1], 0, (0,))
+    return _repeated(value.dtype, value.item(0), length)
+
+
+@lru_cache(maxsize=1 << 16)
+def _repeated(dtype: np.dtype[Any], value: Any, length: int) -> npt.NDArray[Any]:
+    """A hundred thousand samples of a simulation have few different lengths; read-only, so all may have the same array."""
+    out: npt.NDArray[Any] = np.ndarray((length,), dtype, np.array([value], dtype), 0, (0,))
     out.flags.writeable = False
     return out
 
 
 def _appended(before: npt.NDArray[Any], after: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Both in one array; a number that is only repeated goes on taking no memory."""
-    if after.strides == (0,) and (len(before) == 0 or (before.strides == (0,) and before[0] == after[0])):
+    if after.strides == (0,) and (len(before) == 0 or (before.strides == (0,) and before.item(0) == after.item(0))):
         return repeated(after, len(before) + len(after))
     return np.concatenate([before, after])
 

@@ -96,6 +96,11 @@ class SamplingSpec:
                 raise DataError("a sampling parameter is out of range", where=f"sampling.{name}", got=got, expected=expected)
 
     @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken, always."""
+        return self.temperature <= 0
+
+    @property
     def truncates(self) -> bool:
         """Whether top-p or top-k can remove tokens from the distribution."""
         return self.top_p < 1 or self.top_k > 0

@@ -1,4 +1,4 @@
-"""Texts with named gaps, filled from an item: prompts, and completions that must be right."""
+"""Texts with named gaps, filled from an item: prompts, completions that must be right, and the folders of a run."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ def field_names(item: Mapping[str, Any], limit: int = 24) -> list[str]:
     return names[:limit] + (["..."] if len(names) > limit else [])
 
 
+def literal(text: str) -> str:
+    """The template that stands for a text as it is."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
 def fill(template: str, item: Mapping[str, Any], where: str) -> str:
     """`template` with the fields of the item, as `str.format` fills it: "{question}", "{metadata[expression]} =".
 
@@ -33,7 +38,7 @@ def fill(template: str, item: Mapping[str, Any], where: str) -> str:
         return template.format(**item)
     except (KeyError, IndexError, AttributeError, TypeError) as error:
         raise RecipeError(
-            "a template names a field that the items do not have",
+            "a template names a field that is not there",
             where=where,
             got=f"{template!r} ({error})",
             expected="fields among " + ", ".join(field_names(item)),
@@ -41,5 +46,9 @@ def fill(template: str, item: Mapping[str, Any], where: str) -> str:
         ) from error
     except ValueError as error:
         raise RecipeError(
-            "a template cannot be read", where=where, got=f"{template!r} ({error})", hint="write a literal brace twice: {{ or }}"
+            "a template cannot be read",
+            where=where,
+            got=f"{template!r} ({error})",
+            expected="paired braces around the name of a field",
+            hint="write a literal brace twice: {{ or }}",
         ) from error

@@ -2,7 +2,8 @@
 
     send -> queue -> writer thread -> socket ......... socket -> receive, which takes what has come
 
-Each message is a pickle behind its length and CRC-32, so a damaged one is noticed and not obeyed.
+Each message is a pickle behind its length and CRC-32, and these behind a CRC-32 of their own: a damaged message is noticed
+and not obeyed, and a damaged length is not waited for.
 """
 
 from __future__ import annotations
@@ -14,17 +15,57 @@ import socket
 import struct
 import threading
 import zlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from april.core.clock import readable
 
-_HEADER = struct.Struct("<QI")
-"""Length of the payload and its CRC-32."""
+_HEADER = struct.Struct("<QII")
+"""Length of the payload, its CRC-32, and the CRC-32 of these two."""
+_SUMMED_BYTES = 12
 _CHUNK_BYTES = 1 << 20
 
 
 class Closed(Exception):
     """The other side is gone, or what it sent cannot be understood; the message says which."""
+
+
+class Packed(NamedTuple):
+    """A message that is ready to be sent, to any number of receivers."""
+
+    frame: Any
+
+
+def pack(message: Any) -> bytes:
+    """A message as it is sent."""
+    payload = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    sizes = struct.pack("<QI", len(payload), zlib.crc32(payload))
+    return b"".join([sizes, struct.pack("<I", zlib.crc32(sizes)), payload])
+
+
+def unpack(frame: bytes) -> Any:
+    """The message of one whole frame.
+
+    Raises:
+        ValueError: it was damaged.
+    """
+    length, checksum = _sizes(frame[: _HEADER.size])
+    payload = memoryview(frame)[_HEADER.size :]
+    if len(payload) != length or zlib.crc32(payload) != checksum:
+        raise ValueError("the checksum differs")
+    return pickle.loads(payload)
+
+
+def _sizes(header: bytes) -> tuple[int, int]:
+    """Length and CRC-32 of a payload.
+
+    Raises:
+        ValueError: the header was damaged.
+    """
+    length, checksum, own = _HEADER.unpack(header)
+    if zlib.crc32(header[:_SUMMED_BYTES]) != own:
+        raise ValueError("the checksum of its header differs")
+    return length, checksum
 
 
 class Channel:
@@ -35,7 +76,7 @@ class Channel:
     """
 
     def __init__(self, end: socket.socket) -> None:
-        self._socket, self._inbox, self._outbox = end, bytearray(), queue.SimpleQueue[bytes | None]()
+        self._socket, self._inbox, self._outbox = end, bytearray(), queue.SimpleQueue[Any]()
         self._end: str | None = None
         self._writer = threading.Thread(target=self._write, name="april-channel", daemon=True)
         self._writer.start()
@@ -45,10 +86,13 @@ class Channel:
         """Two connected ends."""
         return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
 
+    def pack(self, message: Any) -> Packed:
+        """A message that is made ready once, for channels of this kind to several receivers."""
+        return Packed(pack(message))
+
     def send(self, message: Any) -> None:
-        """Hand over a message; returns at once. To an end that is gone it is lost, which `receive` tells."""
-        payload = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-        self._outbox.put(_HEADER.pack(len(payload), zlib.crc32(payload)) + payload)
+        """Hand over a message, packed or not; returns at once. To an end that is gone it is lost, which `receive` tells."""
+        self._outbox.put(message.frame if isinstance(message, Packed) else pack(message))
 
     def receive(self) -> list[Any]:
         """Messages that have come, in order; never waits.
@@ -63,9 +107,9 @@ class Channel:
             raise Closed(self._end)
         return messages
 
-    def wait(self, timeout_s: float | None) -> bool:
-        """Whether something can be read within this time."""
-        return self._end is not None or readable([self._socket], timeout_s)
+    def wait(self, timeout_s: float | None, others: Sequence[Any] = ()) -> bool:
+        """Whether something can be read within this time, here or of `others`."""
+        return self._end is not None or readable([self._socket, *others], timeout_s)
 
     def fileno(self) -> int:
         """For `multiprocessing.connection.wait`."""
@@ -117,15 +161,12 @@ class Channel:
         messages: list[Any] = []
         at = 0
         while at + _HEADER.size <= len(self._inbox):
-            length, checksum = _HEADER.unpack_from(self._inbox, at)
-            start, end = at + _HEADER.size, at + _HEADER.size + length
-            if end > len(self._inbox):
-                break
-            payload = bytes(memoryview(self._inbox)[start:end])
             try:
-                if zlib.crc32(payload) != checksum:
-                    raise ValueError("the checksum differs")
-                messages.append(pickle.loads(payload))
+                length, _ = _sizes(bytes(self._inbox[at : at + _HEADER.size]))
+                end = at + _HEADER.size + length
+                if end > len(self._inbox):
+                    break
+                messages.append(unpack(bytes(memoryview(self._inbox)[at:end])))
             except Exception as error:  # pickle raises errors of many kinds
                 self._end = f"it sent a damaged message ({error})"
                 self._inbox.clear()

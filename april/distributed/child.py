@@ -27,7 +27,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from april.core.errors import AprilError, ProcessError
-from april.distributed.channel import Channel
+from april.distributed.channel import Channel, Closed
 
 _PR_SET_PDEATHSIG = 1
 _FLUSH_S = 10.0
@@ -107,17 +107,62 @@ class Child:
         self.channel.close()
 
 
+def with_end(reason: str, ended: str) -> str:
+    """Why a process is of no more use, and how it ended where that says more."""
+    return reason if not ended or ("killed" in reason and "placed" not in ended) else f"{reason} ({ended})"
+
+
+def deliver(
+    child: Child | None,
+    take: Callable[[Any], None],
+    lost: Callable[[str, Failed | None], None],
+    *,
+    worked_before: bool = False,
+) -> None:
+    """Take what a child has sent, in order; never waits.
+
+    Args:
+        child: None when there is none at the moment.
+        take: called with each message.
+        lost: called with the reason, and the message where it sent one, when nothing more will come.
+        worked_before: whether a process like it got further, so that another may do better whatever the error.
+
+    Raises:
+        AprilError: of the child, where another process would do no better.
+    """
+    if child is None:
+        return
+    try:
+        messages = child.channel.receive()
+    except Closed as closed:
+        lost(str(closed), None)
+        return
+    for message in messages:
+        if isinstance(message, Failed):
+            error = message.error
+            if not message.foreign and not worked_before:
+                raise error
+            lost(f"failed: {error.got}" if message.foreign else f"failed: {error.what} ({error.got})", message)
+            return
+        take(message)
+
+
 def _kill(process: SpawnProcess) -> None:
     if process.is_alive():
         process.kill()
     process.join(_KILL_S)
 
 
+def thread_variables(threads: int) -> dict[str, str]:
+    """The environment in which numeric libraries take this many threads."""
+    return {**dict.fromkeys(_THREAD_VARIABLES, str(threads)), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
 @contextmanager
 def _thread_limits(threads: int) -> Iterator[None]:
     """The environment of a process that is started inside: libraries read it once, when they are loaded."""
     with _environment_lock:
-        wanted = {**dict.fromkeys(_THREAD_VARIABLES, str(threads)), "OMP_WAIT_POLICY": "PASSIVE"}
+        wanted = thread_variables(threads)
         former = {name: os.environ.get(name) for name in wanted}
         os.environ.update(wanted)
         try:
@@ -135,7 +180,16 @@ def _life(end: socket.socket, launch: Launch, parent: int, dies_with_thread: boo
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     _end_with_parent(parent, dies_with_thread)
-    channel = Channel(end)
+    run_launch(Channel(end), launch)
+
+
+def run_launch(channel: Any, launch: Launch) -> None:
+    """Everything a child does, once it is there: the main function, and the error it ends with.
+
+    Args:
+        channel: to the controller; a `Channel`, or what stands for one.
+        launch: what to run.
+    """
     try:
         launch.main(channel, *launch.arguments)
     except AprilError as error:

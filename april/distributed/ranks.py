@@ -21,14 +21,16 @@ from april.core.clock import WallClock
 from april.distributed.channel import Channel, Closed
 from april.distributed.child import Child, Failed, Launch
 from april.distributed.remote_trainer import RemoteTrainer
-from april.distributed.shared_weights import WeightBuffer
 from april.distributed.trainer_process import serve_trainer
+from april.distributed.transport import WeightTransport
 from april.training.single import Trainer
 
 if TYPE_CHECKING:
+    from torch.distributed import Store
+
     from april.training.sharded_ranks import Ranks
 
-JoinRanks = Callable[[int, int, str], "Ranks"]
+JoinRanks = Callable[[int, int, "str | Store"], "Ranks"]
 """Meets the other ranks: from the own number, the count and the rendezvous."""
 MakeShard = Callable[["Ranks", WallClock], tuple[Trainer, Any]]
 """Makes the trainer of one rank, and the tokenizer that is saved with its policy."""
@@ -43,12 +45,23 @@ class RankedTrainer(RemoteTrainer):
         join: meets the other ranks, in the child; importable.
         make: makes the trainer of one rank, in the child; importable.
         ranks: how many.
+        spawns: starts the process of each rank; children of this one by default.
+        meet: makes a rendezvous for ranks on several machines, which gives each its store; a file by default.
         **options: of `RemoteTrainer`.
     """
 
-    def __init__(self, join: JoinRanks, make: MakeShard, *, ranks: int, **options: Any) -> None:
+    def __init__(
+        self,
+        join: JoinRanks,
+        make: MakeShard,
+        *,
+        ranks: int,
+        spawns: Sequence[Callable[[Launch], Any]] | None = None,
+        meet: Callable[[], Callable[[int], Store]] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(make, **options)  # type: ignore[arg-type]  # called by the ranks, with who they are
-        self._join, self._num_ranks = join, ranks
+        self._join, self._num_ranks, self._spawns, self._meet = join, ranks, spawns, meet
 
     @property
     def pids(self) -> list[int]:
@@ -60,7 +73,8 @@ class RankedTrainer(RemoteTrainer):
         return [child.channel for child in self._child.children] if isinstance(self._child, RankGroup) else ()
 
     def _spawn(self) -> RankGroup:
-        meeting = Path(tempfile.mkdtemp(prefix="april-ranks-"))
+        meeting = None if self._meet else Path(tempfile.mkdtemp(prefix="april-ranks-"))
+        rendezvous = self._meet() if self._meet else f"file://{meeting}/store"
         launches = [
             Launch(
                 f"{self.name} rank {rank}",
@@ -68,17 +82,17 @@ class RankedTrainer(RemoteTrainer):
                 (
                     rank,
                     self._num_ranks,
-                    f"file://{meeting / 'store'}",
+                    rendezvous,
                     self._join,
                     self._make,
                     self._clock.origin_s,
-                    self._buffer,
+                    self._transport,
                 ),
                 self._threads,
             )
             for rank in range(self._num_ranks)
         ]
-        return RankGroup(launches, meeting)
+        return RankGroup(launches, meeting, self._spawns)
 
 
 class RankGroup:
@@ -87,17 +101,25 @@ class RankGroup:
     Args:
         launches: of the ranks, in their order.
         meeting: a folder that they meet in, removed at the end.
+        spawns: starts the process of each rank; children of this one by default.
     """
 
-    def __init__(self, launches: Sequence[Launch], meeting: Path) -> None:
+    def __init__(
+        self, launches: Sequence[Launch], meeting: Path | None, spawns: Sequence[Callable[[Launch], Any]] | None = None
+    ) -> None:
         self._meeting = meeting
-        self.children = [Child(launch) for launch in launches]
+        self.children = [(spawns[rank] if spawns else Child)(launch) for rank, launch in enumerate(launches)]
         self.channel = RankChannels(self.children)
 
     @property
     def pid(self) -> int:
         """The process id of rank 0."""
         return self.children[0].pid
+
+    @property
+    def lost_node(self) -> bool:
+        """Whether a rank went with the machine that it was on."""
+        return any(getattr(child, "lost_node", False) for child in self.children)
 
     def kill(self, grace_s: float = 0.0) -> str:
         """End all processes; returns how those ended that did so before."""
@@ -106,14 +128,15 @@ class RankGroup:
             time.sleep(0.01)
         gone = [not child.alive for child in self.children]
         ends = [child.kill() for child in self.children]
-        told = [f"rank {rank} {end}" for rank, end in enumerate(ends) if gone[rank]]
+        told = [f"rank {rank} {end}" for rank, end in enumerate(ends) if end and (gone[rank] or "placed" in end)]
         return "; ".join(told) or "all ranks were killed"
 
     def close(self) -> None:
         """End all processes and drop the connections."""
         for child in self.children:
             child.close()
-        shutil.rmtree(self._meeting, ignore_errors=True)
+        if self._meeting is not None:
+            shutil.rmtree(self._meeting, ignore_errors=True)
 
 
 class RankChannels:
@@ -125,8 +148,9 @@ class RankChannels:
 
     def send(self, message: Any) -> None:
         """Hand a message to every rank."""
+        packed = self._children[0].channel.pack(message)
         for child in self._children:
-            child.channel.send(message)
+            child.channel.send(packed)
 
     def receive(self) -> list[Any]:
         """What rank 0 has sent, and errors of April's own kinds from any rank.
@@ -181,14 +205,14 @@ def serve_rank(
     channel: Channel,
     rank: int,
     count: int,
-    rendezvous: str,
+    rendezvous: str | Callable[[int], Store],
     join: JoinRanks,
     make: MakeShard,
     origin_s: float,
-    buffer: WeightBuffer,
+    transport: WeightTransport,
 ) -> None:
     """The life of one rank's process: `serve_trainer`, together with the others."""
-    ranks = join(rank, count, rendezvous)
+    ranks = join(rank, count, rendezvous if isinstance(rendezvous, str) else rendezvous(rank))
     answering: Any = channel if rank == 0 else _Mute(channel)
-    serve_trainer(answering, partial(make, ranks), origin_s, buffer)
+    serve_trainer(answering, partial(make, ranks), origin_s, transport)
     ranks.leave()

@@ -11,9 +11,9 @@ process is started on the newest weights. So a version is never served half, and
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,18 +23,18 @@ from april.core.clock import WallClock
 from april.core.errors import EngineError, ProcessError
 from april.core.event import Broken, Event, Finished, Parked, Progressed, Wait
 from april.core.ids import NO_VERSION, SampleId, Version
+from april.core.restarts import Restarts
 from april.core.sample import Sample, Segment
 from april.distributed.channel import Closed
-from april.distributed.child import Child, Failed, Launch
+from april.distributed.child import Child, Failed, Launch, deliver, with_end
 from april.distributed.engine_process import Hello, MakeEngine, Reply, Report, serve_engine
-from april.distributed.supervisor import Restarts
+from april.distributed.transport import WeightTransport
+from april.engines.admission import check_admission
 from april.engines.base import Caps, Load, UpdateMode, Weights
 
-if TYPE_CHECKING:
-    from april.distributed.shared_weights import WeightBuffer
-
 _COUNTERS = (
-    "generated_tokens", "prefill_tokens", "shared_tokens", "preemptions", "busy_s", "slot_s", "drafted_tokens", "accepted_tokens",
+    "generated_tokens", "prefill_tokens", "shared_tokens", "forked_tokens", "resumed_tokens", "preemptions", "busy_s", "slot_s",
+    "drafted_tokens", "accepted_tokens",
 )  # fmt: skip
 
 
@@ -60,9 +60,10 @@ class RemoteEngine:
         make: makes the engine in the child, on a clock with the origin of ours; importable.
         clock: of the run.
         limits: deadlines and policies.
-        buffer: shared memory for weights; None for an engine that needs none (a scripted one).
+        transport: where new weights are read; None for an engine that needs none (a scripted one).
         threads: CPU threads of the child.
         name: of the source.
+        spawn: starts the process; a child of this one by default.
     """
 
     def __init__(
@@ -71,12 +72,14 @@ class RemoteEngine:
         *,
         clock: WallClock,
         limits: LimitsConfig | None = None,
-        buffer: WeightBuffer | None = None,
+        transport: WeightTransport | None = None,
         threads: int = 1,
         name: str = "engine",
+        spawn: Callable[[Launch], Any] | None = None,
     ) -> None:
         self.name, self._make, self._clock, self._limits = name, make, clock, limits or LimitsConfig()
-        self._buffer, self._threads = buffer, threads
+        self._transport, self._threads = transport, threads
+        self._spawn = spawn
         self._restarts = Restarts(name, self._limits.restarts, self._limits.restart_pause_s, self._limits.restart_window_s)
         self._child: Child | None = None
         self._caps: Caps | None = None
@@ -88,7 +91,8 @@ class RemoteEngine:
         self._load, self._before = Load(), Load()
         self._wanted: Version = 0
         self._published = False
-        self._question, self._replies = 0, dict[int, Any]()
+        self._trouble: str | None = None
+        self._question, self._reply = 0, Reply(0, None)
         self.all_losses: list[str] = []
         """Why processes of this engine were lost, in order."""
 
@@ -115,12 +119,18 @@ class RemoteEngine:
             self._wait_a_moment()
         return self._caps
 
+    @property
+    def loaded(self) -> bool:
+        """Whether the engine can be used; `caps` does not wait then."""
+        return self._up
+
     def start(self) -> None:
         """Start the process where it does not run; returns before it is loaded."""
         if self._child is not None or self._restart_s is not None:
             return
-        arguments = (self._make, self._clock.origin_s, self._buffer, self._wanted if self._published else None)
-        self._child = Child(Launch(self.name, serve_engine, arguments, self._threads))
+        transport = None if self._transport is None else self._transport.reader(self.name)
+        arguments = (self._make, self._clock.origin_s, transport, self._wanted if self._published else None)
+        self._child = (self._spawn or Child)(Launch(self.name, serve_engine, arguments, self._threads))
         self._up, self._heard_s = False, self._clock.now()
 
     def _start_again(self) -> None:
@@ -136,7 +146,7 @@ class RemoteEngine:
     def restart(self, reason: str) -> None:
         """Give the process up and start another one on the newest weights; what it held comes back."""
         if self._child is not None:
-            self._lost(reason)
+            self._lost(reason if self._trouble is None else f"{reason}: {self._trouble}")
 
     def _lost(self, reason: str, error: ProcessError | None = None, grace_s: float = 0.0) -> None:
         """The process is of no more use: end it, take what it had sent, and decide what becomes of its samples."""
@@ -144,18 +154,20 @@ class RemoteEngine:
         if child is None:
             return
         ended = child.kill(grace_s)
+        if self._transport is not None:
+            self._transport.gone(self.name)
         with contextlib.suppress(Closed):
             for message in child.channel.receive():
                 if not isinstance(message, Failed):
                     self._take(message)
-        was_up, told = self._up, f"the {self.name} process {child.pid} {reason}" + ("" if "killed" in reason else f" ({ended})")
+        was_up, told = self._up, f"the {self.name} process {child.pid} {with_end(reason, ended)}"
         child.close()
         self.all_losses.append(told)
-        self._up = False
+        self._up, self._trouble = False, None
         now_s, former = self._clock.now(), self._load
         self._before = replace(self._before, **{name: getattr(self._counted(former), name) for name in _COUNTERS})
         self._load = Load()
-        if not was_up and self._caps is None:
+        if not was_up and self._caps is None and not getattr(child, "lost_node", False):
             raise error or _not_started(self.name, told)
         if self._limits.on_engine_loss == "fail":
             raise error or ProcessError(told, where="limits.on_engine_loss", got=f"{len(self._open)} samples in it", hint=_RESUME)
@@ -197,34 +209,27 @@ class RemoteEngine:
         return events
 
     def _receive(self) -> None:
-        if self._child is None:
-            return
-        try:
-            messages = self._child.channel.receive()
-        except Closed as closed:
-            self._lost(str(closed), grace_s=1.0)
-            return
-        for message in messages:
-            if isinstance(message, Failed):
-                if not message.foreign:
-                    raise message.error
-                self._lost(f"failed: {message.error.got}", _as_process_error(message))
-                return
-            self._take(message)
+        def lost(reason: str, failed: Failed | None) -> None:
+            if failed is None:
+                self._lost(reason, grace_s=1.0)
+            else:
+                self._lost(reason, _as_process_error(failed))
+
+        deliver(self._child, self._take, lost, worked_before=self._caps is not None and not self._up)
 
     def _take(self, message: Hello | Report | Reply) -> None:
         self._heard_s = self._clock.now()
         match message:
             case Hello(caps, load):
                 self._caps, self._load, self._up = caps, load, True
-            case Report(events, load, read_s):
-                self._load = load
-                if read_s is not None and self._buffer is not None:
-                    self._buffer.took("read", read_s)
+            case Report(events, load, read, trouble):
+                self._load, self._trouble = load, trouble
+                if read is not None and self._transport is not None:
+                    self._transport.took("read", read)
                 for event in events:
                     self._book(event)
-            case Reply(number, value):
-                self._replies[number] = value
+            case Reply():
+                self._reply = message
 
     def _book(self, event: Event) -> None:
         if not isinstance(event, Progressed | Parked | Finished | Broken) or event.id not in self._open:
@@ -248,7 +253,8 @@ class RemoteEngine:
             since_s = min(entry.since_s for entry in self._open.values())
             out.append(Wait(owner, "generate", tuple(map(str, self._open)), since_s, deadline_s))
         if self.load().version != self._wanted:
-            out.append(Wait(owner, "publish", (f"version {self._wanted}",), self._heard_s, deadline_s))
+            what = f"version {self._wanted}" + ("" if self._trouble is None else f": {self._trouble}")
+            out.append(Wait(owner, "publish", (what,), self._heard_s, deadline_s))
         return out
 
     @property
@@ -259,26 +265,12 @@ class RemoteEngine:
 
     def submit(self, samples: Sequence[Sample]) -> None:
         """Accept all samples, or none and raise; waits for the engine's `caps` the first time."""
-        seen: set[SampleId] = set()
-        for sample in samples:
-            self._check(sample, seen)
-            seen.add(sample.id)
+        check_admission(samples, self._open, self.caps.max_sample_tokens)
         now_s = self._clock.now()
         if not self._busy:
             self._heard_s = now_s
         self._open |= {sample.id: _Open(sample, now_s) for sample in samples}
         self._send("submit", list(samples))
-
-    def _check(self, sample: Sample, seen: set[SampleId]) -> None:
-        tokens, problem = len(sample.prompt.token_ids) + len(sample), None
-        if sample.id in self._open or sample.id in seen:
-            problem = "it is running already"
-        elif sample.stop is not None or sample.remaining_tokens < 1:
-            problem = "nothing is left to generate"
-        elif tokens >= self.caps.max_sample_tokens:
-            problem = f"{tokens} tokens leave no room in a context of {self.caps.max_sample_tokens}"
-        if problem:
-            raise EngineError("a sample cannot be generated", where=str(sample.id), got=problem)
 
     def abort(self, ids: Sequence[SampleId] | None = None) -> None:
         """Stop these samples; ids that are not here are ignored."""
@@ -291,7 +283,7 @@ class RemoteEngine:
             self._outbox.append(Parked(self._clock.now(), id, None))
 
     def update_weights(self, weights: Weights, version: Version, mode: UpdateMode = "drain") -> None:
-        """Switch to new weights: through the buffer, or by name where they lie in it already."""
+        """Switch to new weights: written to the transport, or by name where they were published already."""
         self.shared(weights, version)
         if not self._busy:
             self._heard_s = self._clock.now()
@@ -302,11 +294,11 @@ class RemoteEngine:
             self._send("weights", version, mode)
 
     def shared(self, weights: Weights, version: Version) -> Weights:
-        """The weights where they lie in shared memory, written there unless they are; others that hold it need not write them."""
-        if self._buffer is None or getattr(weights, "buffer", None) is self._buffer:
+        """The weights as they are published, written unless they are; others with the same transport need not write them."""
+        if self._transport is None or getattr(weights, "transport", None) is self._transport:
             return weights
-        self._buffer.took("write", self._buffer.write(weights, version))
-        return self._buffer.view(version)
+        self._transport.took("write", self._transport.write(weights, version))
+        return self._transport.view(version)
 
     def score(self, samples: Sequence[Sample]) -> list[npt.NDArray[np.float32]]:
         """Log-probs (T,) of each sample's response; waits for them.
@@ -315,18 +307,35 @@ class RemoteEngine:
             ProcessError: the process was lost before it answered.
         """
         self.start()
-        self._question += 1
-        number, child, lost = self._question, self._child, self._restarts.total
-        self._heard_s = self._clock.now()
-        self._send("score", number, list(samples))
-        while number not in self._replies:
+        number, child, lost = self._ask("score", list(samples)), self._child, self._restarts.total
+        while self._reply.number != number:
             self._wait_a_moment()
             if self._child is not child or self._restarts.total != lost:
                 raise ProcessError(f"the {self.name} process was lost while it scored", got=f"{len(samples)} samples")
-        value = self._replies.pop(number)
+        (_, value), self._reply = self._reply, Reply(0, None)
         if isinstance(value, EngineError):
             raise value
         return list(value)
+
+    def sleep(self) -> None:
+        """Have the engine give its memory back, and wait until it has; one that is lost meanwhile has given it back, too."""
+        if self._child is None or not self._up:
+            return
+        number, child = self._ask("sleep"), self._child
+        while self._reply.number != number and self._child is child:
+            self._wait_a_moment()
+
+    def wake(self) -> None:
+        """Have it take its memory again; commands that follow wait for it."""
+        if self._child is not None and self._up:
+            self._ask("wake")
+
+    def _ask(self, name: str, *arguments: Any) -> int:
+        """Send a question; returns the number of its answer."""
+        self._question += 1
+        self._heard_s = self._clock.now()
+        self._send(name, self._question, *arguments)
+        return self._question
 
     def _wait_a_moment(self) -> None:
         """Read what comes next, or act on a deadline; for the few calls that need an answer before they return."""
@@ -359,6 +368,8 @@ class RemoteEngine:
         """End the process; nothing more is reported."""
         if self._child is not None:
             self._child.close()
+            if self._transport is not None:
+                self._transport.gone(self.name)
         self._child, self._caps, self._restart_s, self._up = None, None, None, False
         self._open, self._outbox = {}, []
 

@@ -1,6 +1,6 @@
 """A trainer in a process of its own, and what stands for it in the controlling process.
 
-    RemoteTrainer  -- update, save, load, share -->  serve_trainer: trainer.update -> weights to shared memory
+    RemoteTrainer  -- update, save, load, share -->  serve_trainer: trainer.update -> weights to the transport
                   <---- done (version, metrics), answer --
 
 When that process dies or hangs, its state is made again: the newest checkpoint, then the updates done since, on the same
@@ -22,10 +22,10 @@ from april.core.event import Event, Updated, Wait
 from april.core.group import Batch
 from april.core.ids import Version
 from april.core.metric import Metrics
-from april.distributed.channel import Closed
-from april.distributed.child import Child, Failed, Launch
-from april.distributed.shared_weights import SharedView, WeightBuffer
+from april.core.restarts import Restarts
+from april.distributed.child import Child, Launch, deliver, with_end
 from april.distributed.trainer_process import Answer, Done, Hello, MakeTrainer, Retracing, serve_trainer
+from april.distributed.transport import PublishedWeights, WeightTransport
 
 MAX_RETRACED = 200
 """Batches that are kept to make a lost trainer's state again; a run with rarer checkpoints is resumed instead."""
@@ -55,12 +55,14 @@ class RemoteTrainer:
         make: makes the trainer in the child, on a clock with the origin of ours; importable.
         clock: of the run.
         limits: deadlines and policies.
-        buffer: shared memory that every version is written to.
+        transport: publishes every version.
         newest: the folder of the newest checkpoint, None before there is one.
         threads: CPU threads of the child.
+        spawn: starts the process; a child of this one by default.
 
     Attributes:
         version: of the weights; batches consumed so far.
+        on_turn: called now and then while a call waits for the process.
     """
 
     name = "trainer"
@@ -70,16 +72,20 @@ class RemoteTrainer:
         make: MakeTrainer,
         *,
         clock: WallClock,
-        buffer: WeightBuffer,
+        transport: WeightTransport,
         limits: LimitsConfig | None = None,
         newest: Callable[[], Path | None] = lambda: None,
         threads: int = 1,
+        spawn: Callable[[Launch], Processes] | None = None,
     ) -> None:
         self.version = Version(0)
-        self._make, self._clock, self._buffer, self._newest, self._threads = make, clock, buffer, newest, threads
-        self._limits = limits or LimitsConfig()
+        self.on_turn: Callable[[], None] = lambda: None
+        self._make, self._clock, self._transport, self._newest, self._threads = make, clock, transport, newest, threads
+        self._limits, self._start_process = limits or LimitsConfig(), spawn
         self._child: Processes | None = None
         self._up, self._was_up, self._retracing = False, False, False
+        self._restarts = Restarts(self.name, self._limits.restarts, self._limits.restart_pause_s, self._limits.restart_window_s)
+        self._restart_s: float | None = None
         self._batch: Batch | None = None
         self._losses: list[str] = []
         self.all_losses: list[str] = []
@@ -100,7 +106,7 @@ class RemoteTrainer:
 
     def start(self) -> None:
         """Start the process where it does not run; returns before it is loaded."""
-        if self._child is not None:
+        if self._child is not None or self._restart_s is not None:
             return
         self._child, self._up = self._spawn(), False
         self._since_s = self._clock.now()
@@ -110,8 +116,8 @@ class RemoteTrainer:
             self._child.channel.send(("retrace", self._newest(), list(self._past), self.version))
 
     def _spawn(self) -> Processes:
-        arguments = (self._make, self._clock.origin_s, self._buffer)
-        return Child(Launch(self.name, serve_trainer, arguments, self._threads))
+        arguments = (self._make, self._clock.origin_s, self._transport)
+        return (self._start_process or Child)(Launch(self.name, serve_trainer, arguments, self._threads))
 
     def _send(self, name: str, *arguments: Any) -> None:
         self.start()
@@ -125,31 +131,39 @@ class RemoteTrainer:
         """The process is of no more use: begin again where it was, or say that this cannot be done.
 
         Raises:
-            ProcessError: it did not start, was lost twice on one task, or the recipe wants no second try.
+            ProcessError: it did not start, was lost twice on one task or too often, or the recipe wants no second try.
         """
         child, self._child = self._child, None
         if child is None:
             return
         pid, ended = child.pid, child.kill(grace_s)
         child.close()
-        self._up = False
-        told = f"the trainer process {pid} {reason}" + ("" if "killed" in reason else f" ({ended})")
+        was_up, self._up = self._up, False
+        told = f"the trainer process {pid} {with_end(reason, ended)}"
         self.all_losses.append(told)
-        if not self._was_up:
+        if not self._was_up and not getattr(child, "lost_node", False):
             hint = 'in a script, start the run below `if __name__ == "__main__":`; or set training.process = "main"'
             raise ProcessError("the trainer process did not start", got=told, expected="a process that loads", hint=hint)
-        if not self._busy:
+        if not self._busy and self._transport.outlives_writer:
             return  # nobody waits for it: the next use begins again
-        self._losses.append(told)
-        if self._limits.on_trainer_loss == "fail" or len(self._losses) > 1:
+        if was_up:  # one that does not come up counts among the restarts alone: the task is not to blame
+            self._losses.append(told)
+        if (self._busy and self._limits.on_trainer_loss == "fail") or len(self._losses) > 1:
             expected = "one loss at most on one task" if len(self._losses) > 1 else None
             raise ProcessError(
                 "the trainer process was lost",
                 where=f"{self._task}, limits.on_trainer_loss",
-                got="; ".join(self._losses),
+                got="; ".join(self._losses or [told]),
                 expected=expected,
                 hint=_RESUME,
             )
+        self._since_s = self._clock.now()
+        self._restart_s = self._due_s = self._restarts.next_s(self._since_s, told)
+
+    def _start_again(self) -> None:
+        """Without a task too: the version that was published may have gone with the process."""
+        self._restart_s = None
+        self.start()
         if self._batch is not None:
             self._send("update", self._batch)
         if self._call is not None:
@@ -183,15 +197,17 @@ class RemoteTrainer:
         """Now when an update is done; else when patience ends; None when nothing is waited for."""
         if self._outbox:
             return self._clock.now()
-        return self._due_s if self._busy else None
+        return self._due_s if self._busy or self._restart_s is not None else None
 
     @property
     def _busy(self) -> bool:
         return self._batch is not None or self._call is not None
 
     def poll(self) -> list[Event]:
-        """A finished update, if there is one; also gives the process up when it is late."""
+        """A finished update, if there is one; also gives the process up when it is late, and starts it again when it is due."""
         self._receive()
+        if self._restart_s is not None and self._clock.now() >= self._restart_s:
+            self._start_again()
         if self._child is not None and self._busy and self._clock.now() >= self._due_s:
             late_s = self._clock.now() - self._since_s
             self._lost(f"was killed: {late_s:.1f} s for {self._task}" + ("" if self._up else ", and it is not loaded"))
@@ -199,20 +215,7 @@ class RemoteTrainer:
         return events
 
     def _receive(self) -> None:
-        if self._child is None:
-            return
-        try:
-            messages = self._child.channel.receive()
-        except Closed as closed:
-            self._lost(str(closed), grace_s=1.0)
-            return
-        for message in messages:
-            if isinstance(message, Failed):
-                if not message.foreign:
-                    raise message.error
-                self._lost(f"failed: {message.error.got}", grace_s=1.0)
-                return
-            self._take(message)
+        deliver(self._child, self._take, lambda reason, _failed: self._lost(reason, grace_s=1.0))
 
     def _take(self, message: Hello | Done | Answer | Retracing) -> None:
         self._since_s = self._clock.now()
@@ -220,8 +223,8 @@ class RemoteTrainer:
         match message:
             case Hello():
                 self._up = self._was_up = True
-            case Done(time_s, version, metrics, write_s) if self._batch is not None:
-                self._buffer.took("write", write_s)
+            case Done(time_s, version, metrics, written) if self._batch is not None:
+                self._transport.took("write", written)
                 self.version, self._retracing = version, False
                 self._past.append(self._batch)
                 self._batch = None
@@ -241,7 +244,8 @@ class RemoteTrainer:
             return []
         stage = "train" if self._up else "start"
         what = self._task + (" (its state is being made again)" if self._retracing else "")
-        return [Wait(f"{self.name} (process {self.pid})", stage, (what,), self._since_s, self._due_s)]
+        owner = f"{self.name} (no process)" if self.pid is None else f"{self.name} (process {self.pid})"
+        return [Wait(owner, stage, (what,), self._since_s, self._due_s)]
 
     # -- calls that wait ----------------------------------------------------------------------------------------------
 
@@ -268,11 +272,11 @@ class RemoteTrainer:
         self._past.clear()
         self._saved = self.version
 
-    def weights(self) -> SharedView:
-        """Hugging Face name -> tensor, in shared memory; overwritten by the update after the next."""
-        if not self._buffer.holds(self.version):
+    def weights(self) -> PublishedWeights:
+        """Hugging Face name -> tensor, as they are published; they last until the update after the next."""
+        if not self._transport.holds(self.version):
             self._ask("share")
-        return self._buffer.view(self.version)
+        return self._transport.view(self.version)
 
     def _ask(self, name: str, *arguments: Any) -> None:
         """One command, carried out before this returns."""
@@ -286,9 +290,10 @@ class RemoteTrainer:
     def _wait_a_moment(self) -> None:
         self._clock.wait_until(min(self._due_s, self._clock.now() + 1.0), self.waitables())
         self._outbox = self.poll()
+        self.on_turn()
 
     def close(self) -> None:
         """End the process; what is not saved is lost."""
         if self._child is not None:
             self._child.close()
-        self._child, self._batch, self._call, self._outbox = None, None, None, []
+        self._child, self._restart_s, self._batch, self._call, self._outbox = None, None, None, None, []

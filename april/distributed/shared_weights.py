@@ -18,7 +18,6 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from multiprocessing.reduction import DupFd
 from typing import Any
 
@@ -29,56 +28,16 @@ from torch import Tensor
 
 from april.core.errors import ProcessError, ResourceError
 from april.core.ids import Version
-from april.core.metric import Mean, Metrics
+from april.distributed.layout import Layout
+from april.distributed.transport import Moved, NotYet, Overwritten, PublishedWeights, Transfers
 
-_ALIGNMENT = 64
-_SECONDS = {"write": "weights_write_s", "read": "weights_read_s"}
 _NUM_SLOTS = 2
 _HEADER_BYTES = 4096
 _SEQUENCE, _VERSION = 0, 1
 
 
-@dataclass(frozen=True, slots=True)
-class TensorPlace:
-    """Where a tensor lies in a slot: byte offset, shape and type."""
-
-    offset: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where the tensors of one set of weights lie.
-
-    Attributes:
-        places: by name.
-        num_bytes: of one slot.
-    """
-
-    places: Mapping[str, TensorPlace]
-    num_bytes: int
-
-    @staticmethod
-    def of(weights: Mapping[str, Tensor]) -> Layout:
-        """The layout of tensors of these shapes and types."""
-        places, at = {}, 0
-        for name, tensor in weights.items():
-            places[name] = TensorPlace(at, tuple(tensor.shape), tensor.dtype)
-            at += -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
-        return Layout(places, max(at, _ALIGNMENT))
-
-
-class SharedView(dict[str, Tensor]):
-    """The tensors of one version where they lie; another process that holds the buffer needs only the version."""
-
-    def __init__(self, buffer: WeightBuffer, version: Version, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__(tensors)
-        self.buffer, self.version = buffer, version
-
-
-class WeightBuffer:
-    """Two slots of shared memory for weights of one layout. Sent to a child when the child is started.
+class WeightBuffer(Transfers):
+    """See `WeightTransport`: two slots of shared memory for weights of one layout. Sent to a child when that is started.
 
     Args:
         layout: of the tensors.
@@ -88,7 +47,11 @@ class WeightBuffer:
         ResourceError: there is not enough memory.
     """
 
+    name = "shared_memory"
+    outlives_writer = True
+
     def __init__(self, layout: Layout, fd: int | None = None) -> None:
+        super().__init__()
         self.layout = layout
         size = _HEADER_BYTES + _NUM_SLOTS * layout.num_bytes
         self._fd = _new_memory(size) if fd is None else fd
@@ -97,20 +60,12 @@ class WeightBuffer:
         self._header: npt.NDArray[np.int64] = np.frombuffer(self._memory, np.int64, 2 * _NUM_SLOTS).reshape(_NUM_SLOTS, 2)
         if fd is None:
             self._header[:, _VERSION] = -1
-        self._slots = [self._tensors(_HEADER_BYTES + slot * layout.num_bytes) for slot in range(_NUM_SLOTS)]
-        self._seconds: dict[str, list[float]] = {"write": [], "read": []}
+        whole = torch.frombuffer(self._memory, dtype=torch.uint8)
+        starts = [_HEADER_BYTES + slot * layout.num_bytes for slot in range(_NUM_SLOTS)]
+        self._slots = [layout.views(whole[start : start + layout.num_bytes]) for start in starts]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_attached, (self.layout, DupFd(self._fd)))
-
-    def _tensors(self, start: int) -> dict[str, Tensor]:
-        return {name: self._tensor(place, start + place.offset) for name, place in self.layout.places.items()}
-
-    def _tensor(self, place: TensorPlace, offset: int) -> Tensor:
-        count = int(np.prod(place.shape, dtype=np.int64))
-        if count == 0:
-            return torch.empty(place.shape, dtype=place.dtype)
-        return torch.frombuffer(self._memory, dtype=place.dtype, count=count, offset=offset).reshape(place.shape)
 
     def holds(self, version: Version) -> bool:
         """Whether this version lies there whole."""
@@ -124,26 +79,25 @@ class WeightBuffer:
         return bool(held > version or (sequence % 2 == 1 and other > version))
 
     @torch.no_grad()
-    def write(self, weights: Mapping[str, Tensor], version: Version) -> float:
-        """Copy weights into the slot of their version; returns the seconds it took."""
+    def write(self, weights: Mapping[str, Tensor], version: Version) -> Moved:
+        """Copy weights into the slot of their version."""
         start_s = time.perf_counter()
         header, slot = self._header[version % _NUM_SLOTS], self._slots[version % _NUM_SLOTS]
-        if weights.keys() != slot.keys():
-            raise ProcessError(
-                "weights do not fit the shared memory",
-                where="weights",
-                got=f"{len(weights)} tensors, first other name {next(iter(weights.keys() ^ slot.keys()))}",
-                expected=f"the {len(slot)} tensors of the policy",
-            )
+        self.layout.check(weights)
         header[_SEQUENCE] += 1 + header[_SEQUENCE] % 2  # odd from here on, also after a writer that died in the middle
         header[_VERSION] = -1
         for name, tensor in weights.items():
             slot[name].copy_(tensor)
         header[_VERSION] = version
         header[_SEQUENCE] += 1
-        return time.perf_counter() - start_s
+        return Moved(time.perf_counter() - start_s, self.layout.num_bytes)
 
-    def view(self, version: Version) -> SharedView:
+    def same(self, weights: Mapping[str, Tensor], version: Version) -> bool:
+        """Whether these weights are those of a version that lies there, bit for bit."""
+        held = self.view(version)
+        return weights.keys() == held.keys() and all(torch.equal(tensor.cpu(), held[name]) for name, tensor in weights.items())
+
+    def view(self, version: Version) -> PublishedWeights:
         """The tensors of a version, not copied.
 
         Raises:
@@ -156,35 +110,37 @@ class WeightBuffer:
                 got=f"versions {[int(v) for v in self._header[:, _VERSION]]}, sequences {self._header[:, _SEQUENCE].tolist()}",
                 expected="a version that was written whole",
             )
-        return SharedView(self, version, self._slots[version % _NUM_SLOTS])
+        slot = self._slots[version % _NUM_SLOTS]
+        return PublishedWeights(self, version, lambda: slot, self.layout.num_bytes)
 
     @contextmanager
-    def reading(self, version: Version) -> Iterator[SharedView]:
+    def reading(self, version: Version) -> Iterator[PublishedWeights]:
         """The tensors of a version for a reader that copies them inside the body.
 
         Raises:
-            ProcessError: the version is not there, or was overwritten meanwhile.
+            NotYet: the version was passed.
+            ProcessError: it was never there.
+            Overwritten: it was passed inside the body.
         """
         header = self._header[version % _NUM_SLOTS]
         before = int(header[_SEQUENCE])
-        yield self.view(version)
+        try:
+            weights = self.view(version)
+        except ProcessError as error:
+            raise (NotYet(error.what, got=error.got) if self.passed(version) else error) from None
+        yield weights
         if int(header[_SEQUENCE]) != before or not self.holds(version):
-            raise ProcessError(
-                "weights changed while they were read", where=f"version {version}", expected="a version that is served stays"
-            )
+            raise Overwritten(f"version {version} of the weights was written over while it was read")
 
-    def took(self, action: str, seconds: float) -> None:
-        """Note the time of a "write" or "read", in whatever process it was."""
-        self._seconds[action].append(seconds)
+    def reader(self, name: str) -> WeightBuffer:
+        """Every process holds the same memory."""
+        return self
 
-    def take_metrics(self) -> Metrics:
-        """Bytes of one version, and mean seconds of the transfers noted since the last call."""
-        metrics: Metrics = {"weights_bytes": Mean(float(self.layout.num_bytes), 1)}
-        for action, seconds in self._seconds.items():
-            if seconds:
-                metrics[_SECONDS[action]] = Mean(sum(seconds), len(seconds))
-            seconds.clear()
-        return metrics
+    def gone(self, name: str) -> None:
+        """Nobody waits for a reader."""
+
+    def close(self) -> None:
+        """The memory goes with the last process that holds it."""
 
 
 def _new_memory(size: int) -> int:

@@ -6,15 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from april.core.clock import WallClock
 from april.core.errors import ProcessError
 from april.core.group import Batch
 from april.core.ids import Version
 from april.core.metric import Metrics
 from april.distributed.channel import Channel, Closed
-from april.distributed.shared_weights import WeightBuffer
+from april.distributed.transport import Moved, WeightTransport
 from april.training.single import Trainer
 
 MakeTrainer = Callable[[WallClock], tuple[Trainer, Any]]
@@ -28,12 +26,12 @@ class Hello(NamedTuple):
 
 
 class Done(NamedTuple):
-    """An update is done and its weights are in shared memory."""
+    """An update is done and its weights are published."""
 
     time_s: float
     version: Version
     metrics: Metrics
-    write_s: float
+    written: Moved
 
 
 class Answer(NamedTuple):
@@ -49,7 +47,7 @@ class Retracing(NamedTuple):
     step: int
 
 
-def serve_trainer(channel: Channel, make: MakeTrainer, origin_s: float, buffer: WeightBuffer) -> None:
+def serve_trainer(channel: Channel, make: MakeTrainer, origin_s: float, transport: WeightTransport) -> None:
     """The life of a trainer's process: commands in, answers out, until the parent closes the connection."""
     clock = WallClock(origin_s)
     trainer, tokenizer = make(clock)
@@ -63,35 +61,40 @@ def serve_trainer(channel: Channel, make: MakeTrainer, origin_s: float, buffer: 
             match name:
                 case "update":
                     metrics = trainer.update(*arguments)
-                    write_s = _share(trainer, buffer)
-                    channel.send(Done(clock.now(), trainer.version, metrics, write_s))
+                    written = _share(trainer, transport)
+                    channel.send(Done(clock.now(), trainer.version, metrics, written))
                 case "retrace":
-                    _retrace(trainer, channel, buffer, *arguments)
+                    _retrace(trainer, channel, transport, *arguments)
                 case _:
                     number, *rest = arguments
-                    _obey(trainer, tokenizer, buffer, name, *rest)
+                    _obey(trainer, tokenizer, transport, name, *rest)
                     channel.send(Answer(number, trainer.version))
         channel.wait(None)
 
 
-def _obey(trainer: Trainer, tokenizer: Any, buffer: WeightBuffer, name: str, *arguments: Any) -> None:
+def _obey(trainer: Trainer, tokenizer: Any, transport: WeightTransport, name: str, *arguments: Any) -> None:
     match name:
         case "save":
             trainer.save(arguments[0], tokenizer)
         case "load":
             trainer.load(*arguments)
         case "share":
-            _share(trainer, buffer)
+            _share(trainer, transport)
 
 
-def _share(trainer: Trainer, buffer: WeightBuffer) -> float:
-    """Write the weights to shared memory; returns the seconds it took."""
+def _share(trainer: Trainer, transport: WeightTransport) -> Moved:
+    """Publish the weights."""
     weights = trainer.weights()  # with several ranks only the first one gets them
-    return buffer.write(weights, trainer.version) if weights else 0.0
+    return transport.write(weights, trainer.version) if weights else Moved(0.0, 0)
 
 
 def _retrace(
-    trainer: Trainer, channel: Channel, buffer: WeightBuffer, folder: Path | None, batches: Sequence[Batch], version: Version
+    trainer: Trainer,
+    channel: Channel,
+    transport: WeightTransport,
+    folder: Path | None,
+    batches: Sequence[Batch],
+    version: Version,
 ) -> None:
     """Make the state of a lost trainer again: a checkpoint, and the updates done since, on the same batches.
 
@@ -104,10 +107,11 @@ def _retrace(
         if batch.step == trainer.version:
             trainer.update(batch)
             channel.send(Retracing(batch.step))
-    problem = None
+    problem, held = None, transport.holds(version)
+    weights = trainer.weights() if held else {}  # with several ranks only the first one gets them
     if trainer.version != version:
         problem = f"it came to version {trainer.version}, and version {version} was lost"
-    elif buffer.holds(version) and not _same(trainer, buffer, version):
+    elif weights and not transport.same(weights, version):
         problem = f"the updates since {folder.name if folder else 'the start'} gave other weights than before"
     if problem:
         raise ProcessError(
@@ -117,8 +121,5 @@ def _retrace(
             expected=f"version {version}, bit for bit",
             hint="`april train --resume FOLDER` goes on from the newest checkpoint and the journal",
         )
-
-
-def _same(trainer: Trainer, buffer: WeightBuffer, version: Version) -> bool:
-    held = buffer.view(version)
-    return all(torch.equal(tensor.cpu(), held[name]) for name, tensor in trainer.weights().items())
+    if weights and not transport.outlives_writer:
+        transport.write(weights, version)

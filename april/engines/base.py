@@ -35,6 +35,7 @@ class Caps:
         entropy: exact entropies on request.
         score: `score` is available.
         shares_prefix: members of a group, and children, may share the KV of their common prefix.
+        sleeps: `sleep` and `wake` are available: an engine that has no sample gives back memory that it can make again.
     """
 
     max_running: int
@@ -45,6 +46,7 @@ class Caps:
     entropy: bool
     score: bool
     shares_prefix: bool
+    sleeps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,9 @@ class Load:
         version: weights that the next token will be sampled with.
         generated_tokens: response tokens sampled since the start.
         prefill_tokens: tokens that went through prefill (a cost, not generation).
-        shared_tokens: prefill tokens saved because a prefix was shared.
+        shared_tokens: prefill tokens saved because their KV was there: those of the next two, and else of a group's prompt.
+        forked_tokens: those of them that children copied from relatives.
+        resumed_tokens: those of them that parked samples found kept when they came back.
         preemptions: samples whose KV was taken away for want of memory.
         busy_s: seconds spent computing.
         slot_s: integral over busy time of samples running / max_running.
@@ -74,6 +78,8 @@ class Load:
     generated_tokens: int = 0
     prefill_tokens: int = 0
     shared_tokens: int = 0
+    forked_tokens: int = 0
+    resumed_tokens: int = 0
     preemptions: int = 0
     busy_s: float = 0.0
     slot_s: float = 0.0

@@ -5,7 +5,9 @@
 
 Samples beyond what the engines hold wait here, so the next free place takes the next sample, wherever it is. A version is
 one for all: nothing is given out while engines that are up differ in it, and one that has missed a version gets no sample
-until it has caught up. An engine that dies reports its samples as `Broken`; whoever starts them again finds another engine.
+until it has caught up. In the update mode "rolling" one engine after the other drains and swaps, and the others, on the old
+version or the new one, serve. An engine that dies reports its samples as `Broken`; whoever starts them again finds another
+engine.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from april.core.errors import EngineError, ProcessError, choice
 from april.core.event import Broken, Event, Finished, Parked, Progressed, Wait
 from april.core.ids import NO_VERSION, SampleId, Version
 from april.core.sample import Sample
+from april.engines.admission import check_admission
 from april.engines.base import Caps, Engine, Load, UpdateMode, Weights
 from april.engines.pool_members import Entry, Member, Routes, Totals, together
 
@@ -53,6 +56,10 @@ class EnginePool:
         self._now_s, self._num_joined = 0.0, 0
         self._lost: list[str] = []
         self._wanted: Version = next(iter(engines.values())).load().version
+        self._rolls = False  # whether the last update was, or is, a rolling one
+        self._to_roll: dict[str, Member] = {}  # those that serve the old weights until it is their turn
+        self._rolling: Member | None = None  # the one whose turn it is
+        self._weights: Weights = {}
         for member_name, engine in engines.items():
             self._add(member_name, engine)
         self._routes.rebuild(self._members.values())
@@ -105,7 +112,8 @@ class EnginePool:
         if name in self._members:
             raise EngineError("two engines of a pool have one name", where=self.name, got=name)
         promised, both = self.caps, together([self.caps, engine.caps])
-        if replace(both, max_running=promised.max_running, kv_tokens=promised.kv_tokens) != promised:
+        modes = both.update_modes & promised.update_modes
+        if replace(both, max_running=promised.max_running, kv_tokens=promised.kv_tokens, update_modes=modes) != promised:
             raise EngineError(
                 "an engine promises less than the pool that it wants to join", where=name, got=engine.caps, expected=str(promised)
             )
@@ -152,6 +160,7 @@ class EnginePool:
     def _forget(self, member: Member) -> None:
         """A member is gone: nothing of it is asked any more."""
         self._watch(member, None)
+        self._to_roll.pop(member.name, None)
         member.stamp += 1
         member.usable = False
         self._totals.remove(member)
@@ -179,6 +188,7 @@ class EnginePool:
         for member in self._with_news():
             if member.name in self._members:
                 self._poll(member)
+        self._roll()
         self._dispatch()
         events, self._outbox = self._outbox, []
         return events
@@ -254,7 +264,7 @@ class EnginePool:
     def _touch(self, member: Member) -> None:
         """Note what a call has changed: its load, whether it can be used, when it is ready, what is read of it."""
         self._totals.update(member, member.engine.load())
-        usable = not member.leaving and member.version == self._wanted
+        usable = not member.leaving and (member.version == self._wanted or self._serves_until_its_turn(member))
         if usable != member.usable:
             member.usable = usable
             self._routes.changed(member)
@@ -302,10 +312,7 @@ class EnginePool:
 
     def submit(self, samples: Sequence[Sample]) -> None:
         """Accept all samples, or none and raise; those without a place wait here, in order."""
-        seen: set[SampleId] = set()
-        for sample in samples:
-            self._check(sample, seen)
-            seen.add(sample.id)
+        seen = check_admission(samples, self._entries, self.caps.max_sample_tokens)
         now_s = self._clock.now()
         for sample in samples:
             self._entries[sample.id] = self._queue[sample.id] = Entry(sample, now_s)
@@ -314,17 +321,6 @@ class EnginePool:
         except EngineError:
             self._withdraw(seen)
             raise
-
-    def _check(self, sample: Sample, seen: set[SampleId]) -> None:
-        tokens, problem = len(sample.prompt.token_ids) + len(sample), None
-        if sample.id in self._entries or sample.id in seen:
-            problem = "it is running already"
-        elif sample.stop is not None or sample.remaining_tokens < 1:
-            problem = "nothing is left to generate"
-        elif tokens >= self.caps.max_sample_tokens:
-            problem = f"{tokens} tokens leave no room in a context of {self.caps.max_sample_tokens}"
-        if problem:
-            raise EngineError("a sample cannot be generated", where=str(sample.id), got=problem)
 
     def _withdraw(self, samples: Iterable[SampleId]) -> None:
         """An engine has refused one of a call's samples: none of the others is in the pool for its caller."""
@@ -338,8 +334,8 @@ class EnginePool:
                 self._touch(entry.member)
 
     def _dispatch(self) -> None:
-        """Give out what waits, as far as there is room; nothing while engines that are up differ in their version."""
-        if not self._queue or self.caps is None or self._totals.served(self._wanted) != self._wanted:
+        """Give out what waits, as far as there is room; nothing while engines differ in their version, unless an update rolls."""
+        if not self._queue or self.caps is None or not (self._rolls or self._totals.served(self._wanted) == self._wanted):
             return
         given: dict[Member, list[Entry]] = {}
         while self._queue:
@@ -393,7 +389,7 @@ class EnginePool:
         Raises:
             EngineError: none does.
         """
-        members = [member for member in self._members.values() if member.usable]
+        members = [member for member in self._members.values() if member.usable and member.version == self._wanted]
         if not members:
             raise EngineError("no engine of a pool can score now", where=self.name, got=self.describe())
         member = min(members, key=lambda member: member.fraction)
@@ -405,15 +401,40 @@ class EnginePool:
     # -- weights --------------------------------------------------------------------------------------------------
 
     def update_weights(self, weights: Weights, version: Version, mode: UpdateMode = "drain") -> None:
-        """Switch all members to new weights; `load().version` is the new one when every member that is up serves it."""
-        self._wanted = version
-        for member in self._members.values():
-            weights = member.engine.shared(weights, version) if hasattr(member.engine, "shared") else weights
-            member.engine.update_weights(weights, version, mode)
-            self._touch(member)
+        """Switch all members to new weights; `load().version` is the new one when every member that is up serves it.
+
+        In the mode "rolling" they drain one after the other, and `weights` must stay as they are until all have them.
+        """
+        self._wanted, self._weights, self._rolls, self._rolling = version, weights, mode == "rolling", None
+        self._to_roll = {name: member for name, member in self._members.items() if self._rolls and member.usable}
+        for name, member in self._members.items():
+            if name not in self._to_roll:
+                self._update(member, "drain" if self._rolls else mode)
         if mode != "keep_kv":
             self._routes.forget_kv()
+        self._roll()
         self._dispatch()
+
+    def _update(self, member: Member, mode: UpdateMode) -> None:
+        if hasattr(member.engine, "shared"):
+            self._weights = member.engine.shared(self._weights, self._wanted)
+        member.engine.update_weights(self._weights, self._wanted, mode)
+        self._touch(member)
+
+    def _roll(self) -> None:
+        """Let the next member drain when the one before it serves the new version, is down, or is gone."""
+        while self._to_roll and not self._is_draining():
+            self._rolling = self._to_roll.pop(next(iter(self._to_roll)))
+            self._update(self._rolling, "drain")
+        if not self._to_roll:
+            self._weights = {}
+
+    def _serves_until_its_turn(self, member: Member) -> bool:
+        return member.name in self._to_roll and member.version != NO_VERSION
+
+    def _is_draining(self) -> bool:
+        member = self._rolling
+        return member is not None and member.name in self._members and member.version not in (self._wanted, NO_VERSION)
 
     def restart(self, reason: str) -> None:
         """Restart the members that are late: with stopping samples, or behind in their version.
@@ -422,7 +443,7 @@ class EnginePool:
             EngineError: one of them cannot be restarted.
         """
         for member in list(self._members.values()):
-            if not member.aborting and member.version in (self._wanted, NO_VERSION):
+            if not member.aborting and (member.version in (self._wanted, NO_VERSION) or member.name in self._to_roll):
                 continue
             restart = getattr(member.engine, "restart", None)
             if restart is None:
@@ -434,6 +455,17 @@ class EnginePool:
                 self._give_up(member, error)
             else:
                 self._touch(member)
+
+    def sleep(self) -> None:
+        """Have all members give their memory back; they have no samples."""
+        for member in self._members.values():
+            member.engine.sleep()  # type: ignore[attr-defined]
+            self._touch(member)
+
+    def wake(self) -> None:
+        """Have all members take their memory again."""
+        for member in self._members.values():
+            member.engine.wake()  # type: ignore[attr-defined]
 
     def load(self) -> Load:
         """The sum over all members, and what waits in the pool."""

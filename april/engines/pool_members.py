@@ -18,7 +18,10 @@ AFFINITY_SLACK = 0.25
 LOOKAHEAD_FRACTION = 0.125
 """Samples that wait inside an engine, over those that it decodes at once: a free place is taken without a round trip."""
 _GAUGES = ("running", "waiting", "kv_tokens")
-_COUNTERS = ("generated_tokens", "prefill_tokens", "shared_tokens", "preemptions", "busy_s", "drafted_tokens", "accepted_tokens")
+_COUNTERS = (
+    "generated_tokens", "prefill_tokens", "shared_tokens", "forked_tokens", "resumed_tokens", "preemptions", "busy_s",
+    "drafted_tokens", "accepted_tokens",
+)  # fmt: skip
 _numbers = attrgetter(*_GAUGES, *_COUNTERS)
 
 
@@ -152,22 +155,10 @@ class Totals:
 
     def load(self, queued: int, version: Version, speculation: str) -> Load:
         """The sum; `slot_s` is weighted by the places of each member, so that it is a share of all places."""
-        running, waiting, kv_tokens, generated, prefill, shared, preemptions, busy_s, drafted, accepted = self._sums
-        return Load(
-            running=int(running),
-            waiting=int(waiting) + queued,
-            kv_tokens=int(kv_tokens),
-            version=version,
-            generated_tokens=int(generated),
-            prefill_tokens=int(prefill),
-            shared_tokens=int(shared),
-            preemptions=int(preemptions),
-            busy_s=busy_s,
-            slot_s=self._slot_s,
-            drafted_tokens=int(drafted),
-            accepted_tokens=int(accepted),
-            speculation=speculation,
-        )
+        sums = dict(zip((*_GAUGES, *_COUNTERS), self._sums, strict=True))
+        whole: dict[str, Any] = {name: int(value) for name, value in sums.items()}
+        whole |= {"waiting": whole["waiting"] + queued, "busy_s": sums["busy_s"], "slot_s": self._slot_s}
+        return Load(version=version, speculation=speculation, **whole)
 
 
 class Routes:
@@ -244,15 +235,18 @@ class Routes:
 
 
 def together(all_caps: Iterable[Caps]) -> Caps:
-    """What a pool promises: only what all members promise; places and memory in sum."""
+    """What a pool promises: only what all members promise; places and memory in sum. Two that can drain can roll, too."""
     known = list(all_caps)
+    modes = frozenset.intersection(*(caps.update_modes for caps in known))
+    rolling = {"rolling"} if len(known) > 1 and "drain" in modes else set()
     return Caps(
         max_running=sum(caps.max_running for caps in known),
         kv_tokens=sum(caps.kv_tokens for caps in known),
         max_sample_tokens=min(caps.max_sample_tokens for caps in known),
-        update_modes=frozenset.intersection(*(caps.update_modes for caps in known)),
+        update_modes=frozenset(modes - {"rolling"} | rolling),
         addressed_random=all(caps.addressed_random for caps in known),
         entropy=all(caps.entropy for caps in known),
         score=all(caps.score for caps in known),
         shares_prefix=all(caps.shares_prefix for caps in known),
+        sleeps=all(caps.sleeps for caps in known),
     )

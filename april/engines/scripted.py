@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from april.core.clock import Clock
-from april.core.errors import EngineError
 from april.core.event import Broken, Event, Finished, Parked, Progressed
 from april.core.ids import SampleId, Version
 from april.core.random import sample_key, uniforms
 from april.core.sample import Sample, Segment, Stop
+from april.engines.admission import check_admission
 from april.engines.base import Caps, Load, UpdateMode, Weights
 
 
@@ -91,26 +91,11 @@ class ScriptedEngine:
         self._load = Load()
 
     def submit(self, samples: Sequence[Sample]) -> None:
-        if len({sample.id for sample in samples}) < len(samples):
-            raise EngineError("a sample was submitted twice in one call", got=[str(sample.id) for sample in samples])
-        for sample in samples:
-            self._check(sample)
+        check_admission(samples, self._jobs, self.caps.max_sample_tokens)
         if not self._jobs:
             self._next_tick_s = self._clock.now() + self._tick_s
         for sample in samples:
             self._jobs[sample.id] = _Running(sample, self._replies(sample))
-
-    def _check(self, sample: Sample) -> None:
-        tokens = len(sample.prompt.token_ids) + len(sample)
-        problem = None
-        if sample.id in self._jobs:
-            problem = "it is running already"
-        elif sample.stop is not None or sample.remaining_tokens < 1:
-            problem = "nothing is left to generate"
-        elif tokens >= self.caps.max_sample_tokens:
-            problem = f"{tokens} tokens leave no room in a context of {self.caps.max_sample_tokens}"
-        if problem:
-            raise EngineError("a sample cannot be generated", where=str(sample.id), got=problem)
 
     def abort(self, ids: Sequence[SampleId] | None = None) -> None:
         for sample in list(self._jobs) if ids is None else ids:

@@ -83,7 +83,7 @@ class LeanModel:
     @classmethod
     def from_module(cls, module: Any) -> LeanModel | None:
         """The lean form of this causal LM, or None when it has a shape or an option that is not supported."""
-        shape = lean_shape(module)
+        shape = lean_shape(module, adapters=True)
         return None if shape is None else cls(module, shape)
 
     def packed_hidden(
@@ -143,12 +143,17 @@ class LeanModel:
         return x + mlp.down_proj(F.silu(mlp.gate_proj(h)) * mlp.up_proj(h))
 
 
-def lean_shape(module: Any) -> LeanShape | None:
-    """Sizes of a supported causal LM; None for anything that this file does not compute exactly."""
+def lean_shape(module: Any, *, adapters: bool = False) -> LeanShape | None:
+    """Sizes of a supported causal LM; None for anything that this file does not compute exactly.
+
+    Args:
+        module: the model.
+        adapters: whether linear layers may have adapters; for who calls the layers, and does not read their weights.
+    """
     config = getattr(module, "config", None)
     if config is None or getattr(config, "model_type", None) not in _MODEL_TYPES or not _plain_options(config):
         return None
-    if not _plain_parts(module, config):
+    if not _plain_parts(module, config, adapters):
         return None
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return LeanShape(
@@ -177,8 +182,8 @@ def _plain_options(config: Any) -> bool:
     )
 
 
-def _plain_parts(module: Any, config: Any) -> bool:
-    """Whether every projection is an ordinary linear layer (adapters and quantised layers are not)."""
+def _plain_parts(module: Any, config: Any, adapters: bool) -> bool:
+    """Whether every projection is an ordinary linear layer (quantised ones are not), with or without adapters."""
     body, head = getattr(module, "model", None), getattr(module, "lm_head", None)
     if body is None or type(head) is not torch.nn.Linear or head.bias is not None:
         return False
@@ -186,8 +191,12 @@ def _plain_parts(module: Any, config: Any) -> bool:
         return False
     attention, mlp = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
     return all(
-        type(getattr(part, name)) is torch.nn.Linear
+        type(_base_layer(getattr(part, name)) if adapters else getattr(part, name)) is torch.nn.Linear
         for layer in body.layers
         for part, names in ((layer.self_attn, attention), (layer.mlp, mlp))
         for name in names
     )
+
+
+def _base_layer(layer: Any) -> Any:
+    return getattr(layer, "base_layer", layer)

@@ -16,6 +16,9 @@ from april.models.kv_draft import DraftStep
 from april.models.kv_static import StaticRows
 from april.models.lean import LeanShape, lean_shape, rms_norm, rms_normed
 from april.models.linear import FrozenLinear
+from april.models.parameters import Shapes, check_weights, parameter_shapes
+
+_HEAD = "lm_head.weight"
 
 
 @dataclass
@@ -45,8 +48,11 @@ class LeanDecoder:
         dtype, device: of the weights and of KV memory.
     """
 
-    def __init__(self, shape: LeanShape, inv_freq: torch.Tensor, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, shape: LeanShape, parameters: Shapes, inv_freq: torch.Tensor, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self.shape, self.dtype, self.device = shape, dtype, device
+        self._parameters = {**parameters, _HEAD: (shape.vocab_size, shape.hidden_size)}
         self._inv_freq = inv_freq.detach().float().cpu().clone()
         self._phases = torch.zeros(0, 1, shape.head_dim // 2, device=device)
         self._layers: list[_Layer] = []
@@ -64,21 +70,31 @@ class LeanDecoder:
         if shape is None:
             return None
         weight = module.model.embed_tokens.weight
-        decoder = cls(shape, module.model.rotary_emb.inv_freq, dtype or weight.dtype, weight.device)
+        inv_freq = module.model.rotary_emb.inv_freq
+        decoder = cls(shape, parameter_shapes(module), inv_freq, dtype or weight.dtype, weight.device)
         decoder.load(dict(module.named_parameters()))
         return decoder
+
+    def check(self, weights: Mapping[str, Any]) -> None:
+        """Refuse weights that `load` could not take.
+
+        Raises:
+            ModelError: a parameter is missing or has another shape.
+        """
+        check_weights(weights, self._parameters, optional=(_HEAD,))
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Any]) -> None:
         """Copy weights given by their Hugging Face names; without `lm_head.weight` the embeddings are the head.
 
         Raises:
-            ModelError: when a parameter is missing; nothing has changed then.
+            ModelError: when a parameter is missing or has another shape; nothing has changed then.
         """
+        self.check(weights)
         # Each tensor is copied, so that later changes of the caller's weights are never seen.
         layers = [self._fuse(weights, index) for index in range(self.shape.num_layers)]
         embed = self._take(weights, "model.embed_tokens.weight")
-        head = self._take(weights, "lm_head.weight") if "lm_head.weight" in weights else embed
+        head = self._take(weights, _HEAD) if _HEAD in weights else embed
         norm = self._take(weights, "model.norm.weight")
         if self._fixed:
             self._take_in_place(layers, embed, FrozenLinear(head), norm)
@@ -101,8 +117,6 @@ class LeanDecoder:
         _take(self._norm, norm)
 
     def _take(self, weights: Mapping[str, Any], name: str) -> torch.Tensor:
-        if name not in weights:
-            raise ModelError("a parameter is missing", where=name, expected="the names of the Hugging Face model")
         return weights[name].detach().to(device=self.device, dtype=self.dtype, copy=True).contiguous()
 
     def _joined(self, weights: Mapping[str, Any], names: Sequence[str]) -> torch.Tensor | None:

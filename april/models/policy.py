@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from april.core.errors import DataError, ModelError
-from april.core.routes import Routes
+from april.models.adapters import Adapters, MergedWeights, copied_adapters, is_adapter_folder, read_adapter, with_adapters
 from april.models.lean import LeanModel
-from april.models.routing import Routing, packed_routes, padded_routes
+from april.models.lora_config import LoraConfig
+from april.models.routing import Routing, padded_routes
+from april.models.sequences import PackedSequences
 
 LOGIT_ELEMENTS = 1 << 24
 """Logits held at once; beyond it they are computed in chunks, again in the backward pass."""
@@ -31,79 +30,13 @@ class ResponseLogprobs(NamedTuple):
     entropies: Tensor | None
 
 
-@dataclass(frozen=True)
-class PackedSequences:
-    """S sequences end to end, prompt and response each, ready for the model.
-
-    Attributes:
-        token_ids: int64 (M,), all tokens of all sequences.
-        lengths: tokens of each sequence, S of them.
-        prompt_lengths: prompt tokens of each sequence.
-        rows: int64 (N,), the position in `token_ids` whose hidden state predicts each response token.
-        prompt_numbers: for each sequence a number that says which of them have equal prompts; empty when all differ.
-        routes: int64 (M, layers, k), experts that a mixture of experts has to use, -1 where its routers decide; None: everywhere.
-    """
-
-    token_ids: Tensor
-    lengths: tuple[int, ...]
-    prompt_lengths: tuple[int, ...]
-    rows: Tensor
-    prompt_numbers: tuple[int, ...] = ()
-    routes: Tensor | None = None
-
-    @staticmethod
-    def of(
-        prompts: Sequence[npt.NDArray[np.int32]],
-        responses: Sequence[npt.NDArray[np.int32]],
-        routes: Sequence[tuple[Routes | None, Routes]] | None = None,
-    ) -> PackedSequences:
-        """Pack prompts and their responses; neither may be empty. `routes` are as for `packed_routes`."""
-        for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            if len(prompt) == 0 or len(response) == 0:
-                raise DataError(
-                    "a sequence needs a prompt and a response",
-                    where=f"sequence {index}",
-                    got=f"{len(prompt)} + {len(response)} tokens",
-                )
-        pairs = list(zip(prompts, responses, strict=True))
-        pieces = [piece for pair in pairs for piece in pair]
-        ids = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
-        lengths = [len(prompt) + len(response) for prompt, response in pairs]
-        ends = np.cumsum(lengths) if lengths else np.zeros(0, np.int64)
-        rows = [np.arange(end - len(response), end) - 1 for end, (_, response) in zip(ends, pairs, strict=True)]
-        packed_rows = np.concatenate(rows) if rows else np.zeros(0, np.int64)
-        return PackedSequences(
-            token_ids=torch.from_numpy(ids.astype(np.int64)),
-            lengths=tuple(lengths),
-            prompt_lengths=tuple(len(prompt) for prompt in prompts),
-            rows=torch.from_numpy(packed_rows.astype(np.int64)),
-            prompt_numbers=_numbered(prompts),
-            routes=None if routes is None else packed_routes(routes, lengths),
-        )
-
-    @property
-    def targets(self) -> Tensor:
-        """int64 (N,): the response tokens."""
-        return self.token_ids[self.rows + 1]
-
-    def to(self, device: torch.device) -> PackedSequences:
-        """The same on another device."""
-        routes = None if self.routes is None else self.routes.to(device)
-        return replace(self, token_ids=self.token_ids.to(device), rows=self.rows.to(device), routes=routes)
-
-
-def _numbered(prompts: Sequence[npt.NDArray[np.int32]]) -> tuple[int, ...]:
-    numbers: dict[bytes, int] = {}
-    found = tuple(numbers.setdefault(prompt.tobytes(), len(numbers)) for prompt in prompts)
-    return found if len(numbers) < len(found) else ()
-
-
 class Policy:
     """A causal LM that can be trained.
 
     Attributes:
         module: the Hugging Face model; its parameters are the policy's weights.
         device, dtype: where and in what precision the weights are.
+        adapters: low-rank adapters, where only those are trained.
     """
 
     def __init__(self, module: nn.Module, *, gradient_checkpointing: bool = False, autocast: bool = False) -> None:
@@ -124,6 +57,7 @@ class Policy:
         self._routing: Routing | None = None
         if gradient_checkpointing and self._lean is None:
             _checkpoint_layers(module)
+        self.adapters = Adapters.of(module)
 
     @staticmethod
     def load(
@@ -133,23 +67,12 @@ class Policy:
         gradient_checkpointing: bool = False,
         autocast: bool = False,
     ) -> Policy:
-        """A policy from a Hugging Face folder or hub name.
+        """A policy from a Hugging Face folder or hub name; from a folder of adapters their base with them merged in.
 
         Raises:
             ModelError: when it cannot be read as a causal LM.
         """
-        from transformers import AutoModelForCausalLM
-
-        try:
-            with no_progress_bars():
-                module: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(
-                "the policy cannot be loaded",
-                where=str(path),
-                got=str(error).splitlines()[0],
-                expected="a folder with config.json and weights",
-            ) from error
+        module = _read_module(str(path), dtype)
         return Policy(module.to(device), gradient_checkpointing=gradient_checkpointing, autocast=autocast)
 
     @staticmethod
@@ -172,9 +95,12 @@ class Policy:
         return Policy(module.to(device=device, dtype=dtype))
 
     def save(self, folder: str | Path, tokenizer: Any = None) -> None:
-        """Write an ordinary Hugging Face folder, with the tokenizer where one is given."""
-        with no_progress_bars():
-            self.module.save_pretrained(str(folder))
+        """Write an ordinary Hugging Face folder (of adapters one of `peft`), with the tokenizer where one is given."""
+        if self.adapters is not None:
+            self.adapters.save(folder, self.weights())
+        else:
+            with no_progress_bars():
+                self.module.save_pretrained(str(folder))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder))
 
@@ -184,8 +110,35 @@ class Policy:
         return self._lean is not None
 
     def weights(self) -> dict[str, Tensor]:
-        """Hugging Face name -> tensor, detached and not copied."""
-        return {name: tensor.detach() for name, tensor in self.module.state_dict().items()}
+        """What engines get: Hugging Face name -> tensor, or adapters only; detached and not copied."""
+        return self.state() if self.adapters is None else self.adapters.published(self.state())
+
+    def state(self) -> dict[str, Tensor]:
+        """What is trained, under the module's own names; detached and not copied."""
+        left_out = set() if self.adapters is None else frozen_names(self.module)
+        return {name: tensor.detach() for name, tensor in self.module.state_dict().items() if name not in left_out}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` gave, or the parts of this rank.
+
+        Raises:
+            RuntimeError: it is of another policy.
+        """
+        left_out = set() if self.adapters is None else frozen_names(self.module)
+        missing, unexpected = self.module.load_state_dict(dict(state), strict=False)
+        if unexpected or set(missing) - left_out:
+            other = [*unexpected, *sorted(set(missing) - left_out)][0]
+            raise RuntimeError(f"{'unknown' if unexpected else 'missing'} tensor {other}")
+
+    def adapted(self, config: LoraConfig) -> Policy:
+        """A policy of which only new adapters are trained, on this one's weights in the same memory.
+
+        Raises:
+            ModelError: it lacks a target, or has adapters already.
+            ResourceError: `peft` is not installed.
+        """
+        module = with_adapters(self.module, config)
+        return Policy(module, gradient_checkpointing=self._gradient_checkpointing, autocast=self._autocast)
 
     def response_logprobs(self, sequences: PackedSequences, temperatures: Tensor, *, entropy: bool = False) -> ResponseLogprobs:
         """Log-probs of all response tokens, in float32 at least, each at its own temperature.
@@ -220,13 +173,22 @@ class Policy:
 
     def response_hidden(self, sequences: PackedSequences) -> Tensor:
         """(N, D): the final hidden state that predicts each response token, with gradient, for a head of one's own."""
+        return self._response_hidden(sequences)
+
+    def _response_hidden(self, sequences: PackedSequences) -> Tensor:
         sequences = sequences.to(self.device)
         with torch.autocast("cuda", torch.bfloat16) if self._autocast else nullcontext():
             return self._hidden(sequences)[sequences.rows]
 
+    def response_values(self, sequences: PackedSequences) -> Tensor:
+        """(N,): what the module's `value_head` says to those hidden states, in float32 at least."""
+        head = self.module.value_head
+        values: Tensor = head(self._response_hidden(sequences).to(head.weight.dtype))[:, 0]
+        return values if values.dtype == torch.float64 else values.float()
+
     def copy(self) -> Policy:
-        """An independent policy with the same weights."""
-        module = copy.deepcopy(self.module)
+        """An independent policy with the same weights; one of adapters shares the base."""
+        module = copy.deepcopy(self.module) if self.adapters is None else copied_adapters(self.module)
         return Policy(module, gradient_checkpointing=self._gradient_checkpointing, autocast=self._autocast)
 
     def _hidden(self, sequences: PackedSequences) -> Tensor:
@@ -283,6 +245,47 @@ class Policy:
         logits = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         cap = getattr(config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
+
+
+class WithoutAdapters(Policy):
+    """The base of a policy with adapters, as a policy that is not trained; no second copy."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._whole, self.module, self.device, self.dtype = policy, policy.module, policy.device, policy.dtype
+        self.adapters, self._lean = None, policy._lean
+
+    def response_logprobs(self, sequences: PackedSequences, temperatures: Tensor, *, entropy: bool = False) -> ResponseLogprobs:
+        """See `Policy.response_logprobs`."""
+        with self._whole.adapters.off() if self._whole.adapters is not None else nullcontext():
+            return self._whole.response_logprobs(sequences, temperatures, entropy=entropy)
+
+
+def frozen_names(module: nn.Module) -> set[str]:
+    """Names of the parameters that are not trained."""
+    return {name for name, tensor in module.named_parameters(remove_duplicate=False) if not tensor.requires_grad}
+
+
+def _read_module(path: str, dtype: torch.dtype) -> Any:
+    """The causal LM in a folder, or of a hub name; a folder of adapters is merged into its base."""
+    from transformers import AutoModelForCausalLM
+
+    if is_adapter_folder(path):
+        base, adapters = read_adapter(path)
+        merged = _read_module(base, dtype)
+        merged.load_state_dict(dict(MergedWeights(merged.state_dict(), adapters)))
+        merged.name_or_path = path  # further adapters are on top of these
+        return merged
+    try:
+        with no_progress_bars():
+            return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            "the policy cannot be loaded",
+            where=path,
+            got=str(error).splitlines()[0],
+            expected="a folder with config.json and weights",
+            hint="where it is the base of adapters, adapter_config.json names it: base_model_name_or_path",
+        ) from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 from april.observe.report import idle_share, write_page
@@ -80,9 +81,15 @@ def interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
     return ys[-1]
 
 
+def steps_s(run: RunData) -> list[float]:
+    """Seconds of all steps before the first, the second, ... and after the last: no evaluation, no checkpoint is in it."""
+    return [0.0, *accumulate(float(row.get("step_s") or 0.0) for row in run.metrics)]
+
+
 def reached_s(run: RunData, accuracy: float) -> float | None:
-    """Seconds until held-out accuracy first reaches a level, interpolated between evaluations; None when it never does."""
-    xs, ys = held_out(run, "time_s")
+    """Seconds of steps until held-out accuracy first reaches a level, interpolated between evaluations; None: it never does."""
+    seconds, (steps, ys) = steps_s(run), held_out(run, "step")
+    xs = [seconds[min(int(step), len(seconds) - 1)] for step in steps]
     for index, value in enumerate(ys):
         if value >= accuracy:
             if index == 0 or value == ys[index - 1]:

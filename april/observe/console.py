@@ -52,7 +52,6 @@ class Progress:
     ) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done = 0
-        self._first = 0
         self._fields: dict[str, str] = {}
         self._clock, self._every_s = clock, every_s
         self._start_s = clock()
@@ -68,10 +67,6 @@ class Progress:
             self._line(force=True)
         self._screen.stop()
 
-    def start_at(self, done: int) -> None:
-        """Units that were done before this process began (a resumed run); they do not count for the time left."""
-        self.done = self._first = done
-
     def advance(self, num: int = 1, **fields: object) -> None:
         """`num` units are done; `fields` are shown beside the bar, numbers rounded."""
         self.done += num
@@ -86,10 +81,10 @@ class Progress:
     @property
     def left_s(self) -> float | None:
         """Estimated seconds to the end; None before anything is known about it."""
-        since, elapsed_s = self.done - self._first, self._clock() - self._start_s
-        if since <= 0 or elapsed_s < MIN_MEASURED_S:
+        elapsed_s = self._clock() - self._start_s
+        if self.done <= 0 or elapsed_s < MIN_MEASURED_S:
             return None
-        return elapsed_s / since * max(0, self.total - self.done)
+        return elapsed_s / self.done * max(0, self.total - self.done)
 
     def _line(self, force: bool = False) -> None:
         now_s = self._clock()

@@ -116,5 +116,5 @@ def choose(groups: Sequence[Group], num_groups: int, known: dict[str, int]) -> l
 
 def reward_spread(group: Group) -> float:
     """Standard deviation of the rewards of a group; 0 when fewer than two members have one."""
-    rewards = [reward.value for _, reward in group.rewarded]
+    rewards = [reward.value for _, reward in group.sampled.rewarded]
     return statistics.pstdev(rewards) if len(rewards) > 1 else 0.0

@@ -129,7 +129,7 @@ def _rollout_tiles(run: RunData) -> list[str]:
     tokens = run.last("tokens_generated")
     return [
         tile("wall clock", duration(wall_s), f"{number(tokens)} tokens generated" if tokens is not None else ""),
-        tile("idle slot-time", percent(idle), "of the rollout's capacity"),
+        tile("idle slot-time", percent(idle), "of the engine's capacity"),
         tile(
             "parked / resumed", f"{number(run.last('parked_total'))} / {number(run.last('resumed_total'))}", "samples, whole run"
         ),
@@ -139,9 +139,9 @@ def _rollout_tiles(run: RunData) -> list[str]:
 
 
 def idle_share(run: RunData) -> float | None:
-    """Unused share of slot-time over the whole run: steps weighted by their rollout time."""
+    """Unused share of slot-time over the whole run: steps weighted by the time in which the engine could work."""
     pairs = [
-        (float(r["idle_fraction"]), float(r["rollout_s"]) if finite(r.get("rollout_s")) else 1.0)
+        (float(r["idle_fraction"]), float(r["engine_s"]) if finite(r.get("engine_s")) else 1.0)
         for r in run.metrics
         if finite(r.get("idle_fraction"))
     ]

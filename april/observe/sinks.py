@@ -1,7 +1,7 @@
 """Where the numbers of a run go: JSON lines, TensorBoard, or several at once.
 
 A record is one flat mapping per step. Files survive a crash: each line is flushed, a torn last line is cut when the
-file is opened again, and a run that resumes from an earlier checkpoint drops what it is about to repeat.
+file is opened again, and a run that goes on drops the records of steps that it is about to repeat.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ class JsonlSink:
         self.keep_if(lambda record: not isinstance(record.get("step"), int | float) or record["step"] < step)
 
     def keep_if(self, keep: Callable[[Record], bool]) -> None:
-        """Rewrite the file with the records that satisfy `keep`; atomic, so a crash leaves the old or the new file."""
+        """Rewrite the file with the records that satisfy `keep`, unless all do; a crash leaves the old or the new file."""
+        if all(map(keep, read_lines(self.path))):
+            return
         aside = self.path.with_suffix(self.path.suffix + ".tmp")
         with _disk(self.path):
             self._file.close()

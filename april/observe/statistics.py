@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from april.core.errors import DataError
-from april.core.random import stream_key
 
 _T_975 = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
@@ -19,9 +18,6 @@ _T_975 = (
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
 """0.975 quantiles of Student's t for 1 to 30 degrees of freedom."""
-
-_CHUNK = 500
-"""Bootstrap resamples drawn at once, to bound memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,34 +103,6 @@ def paired_difference(before: npt.ArrayLike, after: npt.ArrayLike, confidence: f
     mean = float(difference.mean())
     half = z * float(difference.std()) / math.sqrt(len(difference))
     return Estimate(mean, mean - half, mean + half, len(difference))
-
-
-def paired_bootstrap(
-    before: npt.ArrayLike, after: npt.ArrayLike, seed: int = 0, num_resamples: int = 10_000, confidence: float = 0.95
-) -> Estimate:
-    """Mean of after - before over the same problems, with the percentile interval of resampled problems.
-
-    Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13.
-
-    Args:
-        before, after: score of each problem (P,), in the same order.
-        seed: of the resampling; the same interval for the same seed.
-        num_resamples: bootstrap samples.
-
-    Raises:
-        DataError: for scores that cannot be paired.
-    """
-    difference = _paired(before, after)
-    random = np.random.Generator(np.random.PCG64(stream_key(seed, "bootstrap")))
-    size = len(difference)
-    means = np.concatenate(
-        [
-            difference[random.integers(0, size, (min(_CHUNK, num_resamples - start), size))].mean(axis=1)
-            for start in range(0, num_resamples, _CHUNK)
-        ]
-    )
-    low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return Estimate(float(difference.mean()), float(low), float(high), size)
 
 
 def _paired(before: npt.ArrayLike, after: npt.ArrayLike) -> npt.NDArray[np.float64]:

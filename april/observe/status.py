@@ -45,10 +45,18 @@ class StatusWriter:
         if time.monotonic() >= self._next_s:
             self.write()
 
-    def enter(self, phase: str) -> None:
-        """The run does something else from now on: "rollout", "update", "publish", "evaluate", ..."""
+    def enter(self, phase: str, *, at_once: bool = False) -> None:
+        """The run does something else from now on: "rollout", "update", "publish", "evaluate", ...
+
+        Args:
+            phase: what it does.
+            at_once: write even if that has been done a moment ago.
+        """
         self.phase = phase
-        self.beat()
+        if at_once:
+            self.write()
+        else:
+            self.beat()
 
     def write(self, state: str = "running", why: str | None = None) -> None:
         """Write now.

@@ -28,7 +28,7 @@ COLOURS = {"running": "thread_state_running", "parked": "thread_state_iowait", "
 class Timeline:
     """Records spans, sample lifetimes and counters; holds at most `flush_every` records in memory.
 
-    `step` is an attribute: set it when a step begins; records carry the step in which they end.
+    `step` is an attribute: set it when a step begins; records carry the step in which they end. So is `offset_s`.
 
     Args:
         path: timeline.jsonl, created or continued; None records nothing.
@@ -38,8 +38,8 @@ class Timeline:
     """
 
     def __init__(self, path: Path | None, clock: Clock, *, offset_s: float = 0.0, flush_every: int = 256) -> None:
-        self.step = 0
-        self._clock, self._offset_s, self._flush_every = clock, offset_s, flush_every
+        self.step, self.offset_s = 0, offset_s
+        self._clock, self._flush_every = clock, flush_every
         self._sink = None if path is None else JsonlSink(path)
         self._buffer: list[Record] = []
         self._open: dict[str, tuple[State, float]] = {}
@@ -47,7 +47,7 @@ class Timeline:
 
     def now(self) -> float:
         """Seconds since the run first started."""
-        return self._clock.now() + self._offset_s
+        return self._clock.now() + self.offset_s
 
     @contextmanager
     def span(self, track: str, name: str, **args: Any) -> Iterator[None]:
@@ -118,7 +118,7 @@ class Timeline:
             self._sink = None
 
     def _at(self, time_s: float | None) -> float:
-        return self.now() if time_s is None else time_s + self._offset_s
+        return self.now() if time_s is None else time_s + self.offset_s
 
     def _add(self, entry: Record) -> None:
         if self._sink is None:

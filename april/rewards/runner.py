@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
+from typing import Any
 
+from april.config.limits import LimitsConfig
 from april.core.clock import Clock
 from april.core.errors import LedgerError
 from april.core.event import Event, Judged, Wait
@@ -20,7 +21,7 @@ from april.core.ids import SampleId
 from april.core.sample import Sample
 from april.rewards.base import Verifier
 from april.rewards.judge import Decode, judge
-from april.rewards.workers import WorkerPool
+from april.rewards.workers import StartWorker, WorkerPool
 
 
 class RewardRunner:
@@ -33,6 +34,8 @@ class RewardRunner:
         timeout_s: how long one judgement may take before it costs its sample; None for ever.
         workers: child processes; 0 judges in this one. The verifier must then be picklable (import-path rewards are).
         max_per_poll: samples judged in one poll when in process.
+        start_worker: starts a worker elsewhere than in a child process.
+        limits: how long a worker may take to start, and how often it may be started again.
 
     Raises:
         RecipeError: for `workers` with a verifier that cannot be sent to another process.
@@ -48,12 +51,14 @@ class RewardRunner:
         timeout_s: float | None = 5.0,
         workers: int = 0,
         max_per_poll: int = 32,
+        start_worker: StartWorker | None = None,
+        limits: LimitsConfig | None = None,
     ) -> None:
         self._verifier, self._decode, self._clock = verifier, decode, clock
         self._timeout_s, self._max_per_poll = timeout_s, max_per_poll
         self._queue: deque[Sample] = deque()
         self._open: dict[SampleId, float] = {}
-        self._pool = WorkerPool(verifier, workers, timeout_s) if workers else None
+        self._pool = WorkerPool(verifier, workers, timeout_s, start_worker, limits) if workers else None
 
     def submit(self, sample: Sample) -> None:
         """Judge this sample.
@@ -77,7 +82,7 @@ class RewardRunner:
         wait_s = 0.0 if self._pool is None else self._pool.wait_s()
         return float("inf") if wait_s is None else self._clock.now() + wait_s
 
-    def waitables(self) -> Sequence[Connection]:
+    def waitables(self) -> Sequence[Any]:
         """Connections to the workers, while any of them has something to judge."""
         return () if self._pool is None or not self._open else self._pool.connections
 

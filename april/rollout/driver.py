@@ -48,7 +48,7 @@ MAX_FRUITLESS_BATCHES = 64
 MODE_HINTS = {
     "next_request": "this needs an engine that serves several versions at once; with one set of weights, multi_version takes "
     'schedule.update_mode = "drain"',
-    "rolling": "this needs an engine of several workers; with one, use schedule.type = bounded_async",
+    "rolling": "this needs several engines: engine.replicas = 2 or more; with one, use schedule.type = bounded_async",
 }
 GroupFilter = Callable[[Group], str | None]
 """Why a complete group is dropped, or None to keep it."""
@@ -93,6 +93,8 @@ class Driver:
         prompts: what to issue.
         spec: sampling parameters of new samples.
         groups_per_step, group_size: the shape of a batch.
+        greedy_members: of each group, beside those of `group_size`; no filter sees them, and a group whose own have no reward is
+            dropped as failed.
         steps: updates wanted in all; no more groups are issued than they need.
         group_filters: applied in order to each complete group.
         min_rewarded: a group with fewer rewarded members is dropped as failed.
@@ -116,6 +118,7 @@ class Driver:
         groups_per_step: int,
         group_size: int,
         steps: int,
+        greedy_members: int = 0,
         pool: Pool | None = None,
         sources: Sequence[Source] = (),
         group_filters: Sequence[GroupFilter] = (),
@@ -130,6 +133,7 @@ class Driver:
     ) -> None:
         self.clock, self.engine, self.rewards, self.schedule, self.prompts = clock, engine, rewards, schedule, prompts
         self.spec, self.groups_per_step, self.group_size, self.steps = spec, groups_per_step, group_size, steps
+        self.greedy_members = greedy_members
         self.pool = pool or Pool()
         self.sources: tuple[Source, ...] = (engine, rewards, *sources)
         self.group_filters, self.min_rewarded, self.max_retries = group_filters, min_rewarded, max_retries
@@ -315,10 +319,11 @@ class Driver:
 
     def _issue(self, count: int, extra_samples: int = 0) -> None:
         taken = self.prompts.next(count, self.pool.is_open)
-        size, wanted = self.group_size + extra_samples, self.group_size if extra_samples else None
+        sampled, wanted = self.group_size + extra_samples, self.group_size if extra_samples else None
+        size = sampled + self.greedy_members
         for epoch, prompt in taken:
-            budgets = member_budgets(self.watches, prompt, self.spec, size)
-            self.pool.issue(epoch, prompt, self.spec, size, wanted=wanted, budgets=budgets)
+            budgets = member_budgets(self.watches, prompt, self.spec, sampled)
+            self.pool.issue(epoch, prompt, self.spec, size, wanted=wanted, budgets=budgets, greedy=self.greedy_members)
         self.pool.listener("cursor", {"state": self.prompts.state_dict()})
         if len(taken) < count:
             self._blocked_at = len(self.pool.groups)
@@ -332,7 +337,7 @@ class Driver:
         self.emitted_steps += 1
         self.tokens_at_cut = self.engine.load().generated_tokens
         self.groups_out = len(groups)
-        self.adapt(self.temperatures.measured(groups) or self.spec.adaptive)
+        self.adapt(self.temperatures.measured(group.sampled for group in groups) or self.spec.adaptive)
         for group in groups:
             for sample, _ in group.rewarded:
                 self.lengths.delivered(len(sample))
@@ -387,12 +392,11 @@ class Driver:
         """A group whose last outcome has come is kept, filtered, or given up."""
         if not state.complete:
             return
-        rewarded = sum(not isinstance(outcome, Failure) for outcome in state.outcomes.values())
-        if rewarded < self.min_rewarded:
-            self.pool.drop(state.id, Status.FAILED, f"fewer than {self.min_rewarded} rewarded members")
+        group = state.to_group().sampled
+        if reason := self._failure(state, group):
+            self.pool.drop(state.id, Status.FAILED, reason)
             self._dropped(failed=True)
             return
-        group = state.to_group()
         for group_filter in self.group_filters:
             if reason := group_filter(group):
                 self.pool.drop(state.id, Status.FILTERED, reason)
@@ -400,6 +404,13 @@ class Driver:
                 return
         self.pool.keep(state.id)
         self._failed_in_a_row = self._dropped_in_a_row = 0
+
+    def _failure(self, state: GroupState, sampled: Group) -> str | None:
+        """Why a complete group has too few rewards, if it has."""
+        if len(sampled.rewarded) < self.min_rewarded:
+            return f"fewer than {self.min_rewarded} rewarded members"
+        greedy = (outcome for member, outcome in state.outcomes.items() if member >= state.num_sampled)
+        return "a greedy member without a reward" if any(isinstance(outcome, Failure) for outcome in greedy) else None
 
     def _dropped(self, *, failed: bool) -> None:
         """Give up when nothing that is generated can be trained: without this a run would go on for ever."""

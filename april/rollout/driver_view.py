@@ -35,7 +35,7 @@ class DriverView:
 
     @property
     def group_size(self) -> int:
-        return self._driver.group_size
+        return self._driver.group_size + self._driver.greedy_members
 
     @property
     def issuable(self) -> int:

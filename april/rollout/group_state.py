@@ -17,7 +17,8 @@ class GroupState:
     """One open group: its members by status, and how old its tokens are.
 
     Attributes:
-        wanted: members that must finish before the group is decided; the others are spare.
+        num_sampled: members that train; those behind them are greedy, measure the group's baseline, and are never spare.
+        wanted: sampled members that must finish before the group is decided; the others of them are spare.
         longest: response tokens of the longest finished member; -1 before one has finished.
         lost: whether a member that waits has lost its engine since the group was last started.
         restarts: how often members gave up their tokens.
@@ -28,6 +29,7 @@ class GroupState:
         "longest",
         "losses",
         "lost",
+        "num_sampled",
         "oldest_version",
         "outcomes",
         "prompt",
@@ -50,12 +52,15 @@ class GroupState:
         *,
         wanted: int | None = None,
         budgets: Sequence[int] | None = None,
+        greedy: int = 0,
     ) -> None:
         self.id, self.prompt, self.spec = group, prompt, spec
         self.wanted = size if wanted is None else wanted
-        specs = [spec] * size
+        self.num_sampled = size - greedy
+        specs = [spec] * self.num_sampled
         if budgets is not None:
             specs = [replace(spec, max_new_tokens=min(spec.max_new_tokens, budget)) for budget in budgets]
+        specs += [replace(spec, temperature=0.0)] * greedy
         self.samples = {member: Sample(group.member(member), prompt, specs[member]) for member in range(size)}
         self.outcomes: dict[int, Outcome] = {}
         self.waiting = set(range(size))
@@ -81,12 +86,14 @@ class GroupState:
         return sorted((*self.waiting, *self.running))
 
     @property
-    def decided(self) -> bool:
-        """Whether spare members are still on their way, though as many as are wanted have finished."""
-        if self.wanted >= len(self.samples) or not (self.waiting or self.running):
-            return False
-        failed = sum(isinstance(outcome, Failure) for outcome in self.outcomes.values())
-        return len(self.scoring) + len(self.outcomes) - failed >= self.wanted
+    def spare(self) -> list[int]:
+        """Sampled members that run or wait though as many as are wanted have finished."""
+        if self.wanted >= self.num_sampled:
+            return []
+        done = sum(
+            m < self.num_sampled and not isinstance(self.outcomes.get(m), Failure) for m in (*self.scoring, *self.outcomes)
+        )
+        return [member for member in self.unfinished if member < self.num_sampled] if done >= self.wanted else []
 
     @property
     def rank(self) -> Rank | None:

@@ -72,11 +72,11 @@ class LengthMeter:
 
 
 def describe_batch(batch: Batch) -> dict[str, float]:
-    """Rewards, lengths and ages of a batch; lag counts versions at the moment of training, queue time included.
+    """Rewards, lengths and ages of a batch's sampled members; lag counts versions at the moment of training, queue time included.
 
     `stale_token_fraction` is the share of trained tokens (those within `max_token_lag`) with a lag above 0.
     """
-    pairs = [pair for group in batch.groups for pair in group.rewarded]
+    pairs = [pair for group in batch.groups for pair in group.sampled.rewarded]
     lengths = np.array([len(sample) for sample, _ in pairs], np.int64)
     versions = np.concatenate([sample.versions[sample.loss_mask] for sample, _ in pairs] or [np.zeros(0, np.int32)])
     lag = batch.version - versions[versions != NO_VERSION]

@@ -9,7 +9,7 @@ pool. The ledger is checked by the driver after each batch of events.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from april.core.errors import LedgerError
@@ -102,7 +102,7 @@ class Pool:
 
     def decided_samples(self) -> tuple[SampleId, ...]:
         """Unfinished spare members of groups that are decided."""
-        return tuple(group.member(member) for group in self._decided for member in self.groups[group].unfinished)
+        return tuple(group.member(member) for group in self._decided for member in self.groups[group].spare)
 
     def spent_samples(self, group: GroupId) -> tuple[SampleId, ...]:
         """Members that a restart would set back."""
@@ -125,10 +125,6 @@ class Pool:
         """Samples in the engine, in order of submission."""
         return tuple(self.running)
 
-    def groups_by_version(self) -> Mapping[Version, tuple[GroupId, ...]]:
-        """Open groups with tokens, by the oldest version among them, ascending; groups of a version by age."""
-        return self._ages.by_version()
-
     def ages(self) -> tuple[Age, ...]:
         """How many open groups there are of each age, and how many of those are ready; the oldest first."""
         return self._ages.ages()
@@ -148,19 +144,21 @@ class Pool:
         *,
         wanted: int | None = None,
         budgets: tuple[int, ...] | None = None,
+        greedy: int = 0,
     ) -> GroupId:
         """Create a group of `size` empty samples of a prompt that has no open group.
 
         Args:
-            wanted: members that must finish; the others are spare. None: all.
-            budgets: response tokens of each member, where they are below those of the spec.
+            wanted: sampled members that must finish; the others of them are spare. None: all.
+            budgets: response tokens of each sampled member, where they are below those of the spec.
+            greedy: members that are not sampled but greedy, the last ones.
         """
         group = GroupId(self.next_serial, epoch, prompt.id)
         self.next_serial += 1
         self.ledger.issue(size)
-        state = GroupState(group, prompt, spec, size, wanted=wanted, budgets=budgets)
+        state = GroupState(group, prompt, spec, size, wanted=wanted, budgets=budgets, greedy=greedy)
         self.add_group(state, [Status.FRESH] * size, None)
-        more = {"wanted": wanted, "budgets": budgets}
+        more = {"wanted": wanted, "budgets": budgets, "greedy": greedy or None}
         given = {name: value for name, value in more.items() if value is not None}
         self.listener("issue", {"group": group, "prompt": prompt, "spec": spec, "size": size, **given})
         return group
@@ -419,7 +417,7 @@ class Pool:
             self._restarted.put(group, waits and not state.active and state.oldest_version is None)
         _mark(self._interrupted, group, waits and (state.active or state.lost))
         if state.wanted < len(state.samples):
-            _mark(self._decided, group, state.decided)
+            _mark(self._decided, group, bool(state.spare))
 
     def _complete(self, group: GroupId) -> GroupState:
         state = self.groups[group]

@@ -121,7 +121,3 @@ class GroupsByAge:
     def of(self, version: Version) -> tuple[GroupId, ...]:
         """The groups of one version, by age."""
         return tuple(sorted(self._groups.get(version, ())))
-
-    def by_version(self) -> dict[Version, tuple[GroupId, ...]]:
-        """All of them."""
-        return {version: self.of(version) for version in sorted(self._groups)}

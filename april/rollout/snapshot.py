@@ -40,6 +40,7 @@ def _group_state(pool: Pool, state: GroupState) -> dict[str, Any]:
         "losses": dict(state.losses),
         "oldest_version": state.oldest_version,
         "wanted": state.wanted,
+        "greedy": len(state.samples) - state.num_sampled,
         "restarts": state.restarts,
     }
 
@@ -69,7 +70,8 @@ _OPEN = frozenset({Status.FRESH, Status.RUNNING, Status.PARKED, Status.SCORING, 
 
 def _load_group(pool: Pool, entry: dict[str, Any]) -> None:
     group: GroupId = entry["group"]
-    state = GroupState(group, entry["prompt"], entry["spec"], len(entry["samples"]), wanted=entry.get("wanted"))
+    more = {"wanted": entry.get("wanted"), "greedy": entry.get("greedy", 0)}
+    state = GroupState(group, entry["prompt"], entry["spec"], len(entry["samples"]), **more)
     state.samples = dict(enumerate(entry["samples"]))
     state.restarts = entry.get("restarts", 0)
     state.longest = max((len(sample) for sample in state.samples.values() if sample.stop is not None), default=-1)
@@ -84,7 +86,7 @@ def replay(pool: Pool, name: str, arguments: dict[str, Any]) -> Any:
     if name == "issue":
         pool.next_serial = arguments["group"].serial
         group = arguments["group"]
-        more = {name: arguments[name] for name in ("wanted", "budgets") if name in arguments}
+        more = {name: arguments[name] for name in ("wanted", "budgets", "greedy") if name in arguments}
         return pool.issue(group.epoch, arguments["prompt"], arguments["spec"], arguments["size"], **more)
     if name == "drop":
         return pool.drop(arguments["group"], Status(arguments["end"]), arguments["reason"])

@@ -80,7 +80,8 @@ class View(Protocol):
     Attributes:
         version: weights in use.
         updating: a batch is out and the engine does not serve its update yet.
-        groups_per_step, group_size: the shape of a batch.
+        groups_per_step: groups of a batch.
+        group_size: samples of a group as it is issued, greedy members included.
         issuable: groups that may still be issued (prompts that are free now, and batches still wanted).
         num_groups: issued groups that are not emitted or dropped (waiting, active and ready).
         num_active_groups, num_ready_groups: groups of those kinds.
@@ -220,6 +221,8 @@ class Schedule(Protocol):
 
     `plan` depends on the view and the memo only. On an unchanged view it must return an empty plan, else the driver
     would never stop asking. The memo is JSON and is saved with the pool.
+
+    A rule that generates while a batch is trained on has an attribute `overlaps`, which is true; see `overlaps`.
     """
 
     @property
@@ -233,3 +236,8 @@ class Schedule(Protocol):
         ...
 
     def plan(self, view: View, memo: Memo) -> tuple[Plan, Memo]: ...
+
+
+def overlaps(schedule: Schedule) -> bool:
+    """Whether a schedule says that it generates while a batch is trained on; others are taken to wait for the update."""
+    return bool(getattr(schedule, "overlaps", False))

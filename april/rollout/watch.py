@@ -68,6 +68,8 @@ def look_at(watches: Sequence[Watch], pool: Pool, samples: Iterable[SampleId]) -
         if pool.status.get(sample) not in (Status.RUNNING, Status.PARKED):
             continue
         state, held = pool.groups[sample.group], pool[sample]
+        if sample.member >= state.num_sampled:  # a greedy member: nobody else measures the baseline
+            continue
         verdict = next((found for watch in watches if (found := watch.look(held, state)) is not None), None)
         if verdict is None:
             continue

@@ -1,13 +1,15 @@
-"""From a recipe to running parts: the only file that knows all of them."""
+"""From a recipe to running parts, wired up; `april.run.processes` makes those that have processes of their own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -20,8 +22,10 @@ from april.config.resolve import Resolved
 from april.core.clock import Clock, WallClock
 from april.core.errors import ModelError
 from april.core.sampling import SamplingSpec
+from april.distributed.ray_cluster import RayCluster
 from april.distributed.remote_trainer import RemoteTrainer
-from april.distributed.shared_weights import WeightBuffer
+from april.distributed.transport import WeightTransport
+from april.engines.adapters import AdapterEngine
 from april.engines.base import Engine
 from april.models.policy import Policy
 from april.rewards.base import Verifier
@@ -32,7 +36,19 @@ from april.rollout.pool import Pool
 from april.rollout.temperature import TemperatureRule
 from april.run.checks import Finding, check_data, check_disk, check_gold_answers, check_recipe, min_rewarded
 from april.run.data import Data, load_data, verifier_of
-from april.run.processes import any_child, engines_of, in_child, remote_engine, remote_trainer, share_weights, threads_of
+from april.run.folders import run_folder
+from april.run.processes import (
+    any_child,
+    cluster_of,
+    engines_of,
+    in_child,
+    published,
+    remote_engine,
+    remote_trainer,
+    share_weights,
+    start_worker_of,
+    threads_of,
+)
 from april.selection.sampler import PromptSampler
 from april.text.tokenizer import Tokenizer
 from april.training.single import Trainer
@@ -46,8 +62,10 @@ class Parts:
 
     Attributes:
         policy: as loaded; a trainer in another process has one of its own.
-        buffer: weights in memory shared with other processes; None where there are none.
+        transport: carries weights to other processes; None where there are none.
         findings: what the checks found, for the dry run.
+        cluster: the places of the run on a Ray cluster; None without one.
+        ends: closes all that has a process, files or places, the newest first.
     """
 
     recipe: Recipe
@@ -64,25 +82,36 @@ class Parts:
     pool: Pool
     driver: Driver
     store: CheckpointStore
-    buffer: WeightBuffer | None = None
+    transport: WeightTransport | None = None
     findings: list[Finding] = field(default_factory=list)
+    cluster: RayCluster | None = None
+    ends: ExitStack = field(default_factory=ExitStack)
 
     @property
     def num_parameters(self) -> int:
-        """Trainable numbers."""
-        return sum(parameter.numel() for parameter in self.policy.module.parameters())
+        """Numbers of the policy."""
+        return num_parameters(self.policy)
+
+    @property
+    def num_trained(self) -> int:
+        """Numbers that are trained."""
+        return num_trained(self.recipe, self.policy)
 
     def close(self) -> None:
-        """End every process of the run."""
-        self.driver.rewards.close()
-        self.engine.close()
-        if isinstance(self.trainer, RemoteTrainer):
-            self.trainer.close()
+        """End every process of the run, also where the end of one fails; a second call does nothing."""
+        self.ends.close()
 
 
-def run_folder(recipe: Recipe) -> Path:
-    """Where a run is kept."""
-    return Path(recipe.out.format(name=recipe.name, seed=recipe.seed))
+def num_parameters(policy: Policy) -> int:
+    """Numbers of a policy."""
+    return sum(parameter.numel() for parameter in policy.module.parameters())
+
+
+def num_trained(recipe: Recipe, policy: Policy) -> int:
+    """Numbers of a policy that are trained, and so are in each checkpoint."""
+    if recipe.training.lora is None:
+        return num_parameters(policy)
+    return sum(tensor.numel() for tensor in published(recipe, policy).values() if tensor.ndim)
 
 
 def model_path(name: str) -> str:
@@ -163,9 +192,10 @@ def sampling_spec(recipe: Recipe, tokenizer: Tokenizer) -> SamplingSpec:
 
 
 def build_engine(recipe: Recipe, policy: Policy, tokenizer: Tokenizer, clock: Clock) -> Engine:
-    """The engine of a recipe, with a copy of the policy's weights."""
+    """The engine of a recipe, with a copy of the policy's weights; adapters that are trained are merged with them."""
     make = registry.builder("engine", recipe.engine.type)
-    return make(policy.module, tokenizer=tokenizer, clock=clock, config=_engine_config(recipe))  # type: ignore[no-any-return]
+    engine: Engine = make(policy.module, tokenizer=tokenizer, clock=clock, config=_engine_config(recipe))
+    return engine if recipe.training.lora is None else cast(Engine, AdapterEngine(engine, policy))
 
 
 def _engine_config(recipe: Recipe) -> Any:
@@ -178,9 +208,15 @@ def _engine_config(recipe: Recipe) -> Any:
     return recipe.engine.model_copy(update={"noise": own})
 
 
+def needs_reference(recipe: Recipe) -> bool:
+    """Whether a reference policy is loaded; the trainer has one itself where only adapters are trained."""
+    own = recipe.training.lora is not None and recipe.model.reference is None
+    return "reference" in recipe.algorithm.requires and not own
+
+
 def build_trainer(recipe: Recipe, policy: Policy, clock: Clock) -> Trainer:
     """The trainer of a recipe, with whatever further models its algorithm reads."""
-    reference = load_policy(recipe, recipe.model.reference)[0] if "reference" in recipe.algorithm.requires else None
+    reference = load_policy(recipe, recipe.model.reference)[0] if needs_reference(recipe) else None
     return Trainer(policy, recipe.algorithm, recipe.training, reference=reference, clock=clock, total_steps=recipe.steps)
 
 
@@ -206,59 +242,98 @@ def build(
     findings = check_recipe(recipe)
     policy, tokenizer = load_policy(recipe)
     data, verifier = _checked_data(recipe, policy, tokenizer, reward, findings)
+    findings.append(check_disk(folder, num_trained(recipe, policy), recipe.checkpoint.keep))
     store = CheckpointStore(folder / "checkpoints", recipe.checkpoint.keep)
-    buffer = share_weights(recipe, policy)
-    engine, trainer = _engine_and_trainer(recipe, policy, tokenizer, clock, buffer, store)
-    prompts, pool = PromptSampler(data.train, recipe.seed, recipe.batch.together), Pool()
-    rewards = RewardRunner(verifier, tokenizer.decode, clock, recipe.scoring.timeout_s, recipe.scoring.workers)
-    driver = Driver(
-        clock=clock,
-        engine=engine,
-        rewards=rewards,
-        prompts=prompts,
-        spec=sampling_spec(recipe, tokenizer),
-        pool=pool,
-        sources=(trainer,),
-        watcher=watcher,
-        should_stop=should_stop,
-        **driver_options(recipe),
-    )
-    parts = Parts(
-        recipe,
-        resolved,
-        folder,
-        clock,
-        tokenizer,
-        policy,
-        data,
-        verifier,
-        engine,
-        trainer,
-        prompts,
-        pool,
-        driver,
-        store,
-        buffer,
-        findings,
-    )
-    findings.append(check_disk(folder, parts.num_parameters, recipe.checkpoint.keep))
-    return parts
+    with ExitStack() as ends:
+        cluster, transport, engine, trainer = _started(recipe, policy, tokenizer, clock, store, folder, ends)
+        prompts, pool = PromptSampler(data.train, recipe.seed, recipe.batch.together), Pool()
+        driver = Driver(
+            clock=clock,
+            engine=engine,
+            rewards=_rewards(recipe, verifier, tokenizer, clock, cluster, ends),
+            prompts=prompts,
+            spec=sampling_spec(recipe, tokenizer),
+            pool=pool,
+            sources=(trainer,),
+            watcher=watcher,
+            should_stop=should_stop,
+            **driver_options(recipe),
+        )
+        return Parts(
+            recipe,
+            resolved,
+            folder,
+            clock,
+            tokenizer,
+            policy,
+            data,
+            verifier,
+            engine,
+            trainer,
+            prompts,
+            pool,
+            driver,
+            store,
+            transport,
+            findings,
+            cluster,
+            ends.pop_all(),
+        )
 
 
-def _engine_and_trainer(
-    recipe: Recipe, policy: Policy, tokenizer: Tokenizer, clock: WallClock, buffer: WeightBuffer | None, store: CheckpointStore
-) -> tuple[Engine, Trainer | RemoteTrainer]:
-    """Each in the process that the recipe gives it."""
+def _rewards(
+    recipe: Recipe, verifier: Verifier, tokenizer: Tokenizer, clock: Clock, cluster: RayCluster | None, ends: ExitStack
+) -> RewardRunner:
+    """What judges, closed by `ends`."""
+    timeout_s, workers, start = recipe.scoring.timeout_s, recipe.scoring.workers, start_worker_of(recipe, cluster)
+    rewards = RewardRunner(verifier, tokenizer.decode, clock, timeout_s, workers, start_worker=start, limits=recipe.limits)
+    ends.callback(rewards.close)
+    return rewards
+
+
+def _started(
+    recipe: Recipe,
+    policy: Policy,
+    tokenizer: Tokenizer,
+    clock: WallClock,
+    store: CheckpointStore,
+    folder: Path,
+    ends: ExitStack,
+) -> tuple[RayCluster | None, WeightTransport | None, Engine, Trainer | RemoteTrainer]:
+    """The parts that compute, and what places and connects them where they are not in this process; `ends` closes each."""
+    cluster = cluster_of(recipe, policy)
+    if cluster is not None:
+        ends.callback(cluster.close)
+    transport = share_weights(recipe, policy, folder, cluster)
+    if transport is not None:
+        ends.callback(transport.close)
+    engine = _engine(recipe, policy, tokenizer, clock, transport, cluster)
+    ends.callback(engine.close)
+    if transport is None or not in_child(recipe, "trainer"):
+        return cluster, transport, engine, build_trainer(recipe, policy, clock)
+    trainer = remote_trainer(recipe, clock, transport, store.latest, cluster)
+    ends.callback(trainer.close)
+    return cluster, transport, engine, trainer
+
+
+def _engine(
+    recipe: Recipe,
+    policy: Policy,
+    tokenizer: Tokenizer,
+    clock: WallClock,
+    transport: WeightTransport | None,
+    cluster: RayCluster | None,
+) -> Engine:
+    """In the process that the recipe gives it."""
+    numbers = count()
 
     def make(name: str) -> Engine:
-        if buffer is not None and in_child(recipe, "engine"):
-            return remote_engine(recipe, clock, buffer, name)
+        if transport is not None and in_child(recipe, "engine"):
+            spawn = None if cluster is None else cluster.spawn("engine", next(numbers))
+            return remote_engine(recipe, clock, transport, name, spawn)
         return build_engine(recipe, policy, tokenizer, clock)
 
-    engine = engines_of(recipe, make, clock)
-    if buffer is not None and in_child(recipe, "trainer"):
-        return engine, remote_trainer(recipe, clock, buffer, store.latest)
-    return engine, build_trainer(recipe, policy, clock)
+    return engines_of(recipe, make, clock)
 
 
 def _checked_data(
@@ -279,6 +354,7 @@ def driver_options(recipe: Recipe) -> dict[str, Any]:
         "schedule": registry.builder("schedule", recipe.schedule.type)(recipe.schedule),
         "groups_per_step": recipe.batch.groups_per_step,
         "group_size": recipe.batch.group_size,
+        "greedy_members": recipe.batch.greedy_members,
         "steps": recipe.steps,
         "group_filters": (partial(first_reason, recipe.algorithm.filter),),
         "min_rewarded": min_rewarded(recipe),

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from april import registry
 from april.algorithms.check import RunFacts, check, remarks
@@ -17,8 +18,13 @@ from april.core.prompt import Prompt
 from april.rewards.base import Verifier
 from april.rewards.generative import JudgeReward
 from april.rewards.judge import check_gold, judge_gold
+from april.rewards.program import ProgramReward
+from april.rollout.view import overlaps
 from april.run.data import Data
+from april.run.processes import any_child
 from april.text.tokenizer import Tokenizer
+
+R = TypeVar("R", bound=Config)
 
 NUM_PROBED = 32
 """Items that the gold and round-trip checks look at."""
@@ -39,13 +45,18 @@ def check_recipe(recipe: Recipe) -> list[Finding]:
     facts = run_facts(recipe)
     check(recipe.algorithm, facts)
     check_judges(recipe)
+    check_programs(recipe)
     check_routes(recipe)
+    check_publishing(recipe)
+    check_devices(recipe)
+    check_placement(recipe)
     samples = recipe.batch.groups_per_step * recipe.batch.group_size
     if recipe.training.num_optimizer_steps > recipe.batch.groups_per_step:
         raise RecipeError(
             "a batch cannot be cut into more mini-batches than it has groups",
             where="training.num_optimizer_steps, batch.groups_per_step",
             got=f"{recipe.training.num_optimizer_steps} > {recipe.batch.groups_per_step}",
+            expected="at least one group for each mini-batch",
             hint="lower the one or raise the other",
         )
     shape = f"{recipe.batch.groups_per_step} groups x {recipe.batch.group_size} = {samples} samples per update"
@@ -60,6 +71,7 @@ def run_facts(recipe: Recipe) -> RunFacts:
     noisy = getattr(recipe.engine, "noise", None) is not None  # then no token is of the policy that is trained
     facts = RunFacts(
         group_size=recipe.batch.group_size,
+        greedy_members=recipe.batch.greedy_members,
         stale_tokens=schedule.max_lag_steps > 0 or noisy,
         has_reference=recipe.model.reference is not None,
         records_entropy=recipe.sampling.entropy,
@@ -96,13 +108,92 @@ def check_routes(recipe: Recipe) -> None:
     )
 
 
+def check_publishing(recipe: Recipe) -> None:
+    """Weights are published between processes, and a broadcast gives up before anybody is given up for waiting for it.
+
+    Raises:
+        RecipeError: one process only, a transport besides the runtime's own, a broadcast that rolls, or deadlines that cross.
+    """
+    options, ray = recipe.publishing, recipe.backend == "ray"
+    if options.transport == "broadcast" and recipe.schedule.type == "rolling":
+        raise RecipeError(
+            "a broadcast reaches all engines at once, and a rolling update one after the other",
+            where="publishing.transport, schedule.type",
+            got="broadcast, rolling",
+            expected="another transport, or another schedule",
+            hint='publishing.transport = "shared_memory", or schedule.type = "bounded_async"',
+        )
+    if options != type(options)() and (ray or not any_child(recipe)):
+        raise RecipeError(
+            "weights go through Ray's object store" if ray else "trainer and engine are in one process, and nothing is published",
+            where="publishing",
+            got=f'transport = "{options.transport}"',
+            expected="a trainer or an engine in a local child process",
+            hint="leave publishing out" if ray else 'set engine.process = "child" or training.process = "child", or leave it out',
+        )
+    limit_s = min(recipe.limits.engine_silence_s, recipe.limits.publish_s)
+    if options.transport == "broadcast" and 2 * options.deadline_s >= limit_s:
+        raise RecipeError(
+            "engines that wait for a broadcast would be given up before the one that it waits for",
+            where="publishing.deadline_s, limits.engine_silence_s, limits.publish_s",
+            got=f"{options.deadline_s:g} s, {recipe.limits.engine_silence_s:g} s, {recipe.limits.publish_s:g} s",
+            expected="both limits more than twice the deadline",
+            hint=f"set publishing.deadline_s to less than {limit_s / 2:g}",
+        )
+
+
+def check_devices(recipe: Recipe) -> None:
+    """Engines on the trainer's devices generate only while it does not compute.
+
+    Raises:
+        RecipeError: the schedule generates during an update.
+    """
+    schedule = registry.builder("schedule", recipe.schedule.type)(recipe.schedule)
+    if shares_devices(recipe) and overlaps(schedule):
+        raise overlap_refused(recipe, "generates during an update")
+
+
+def shares_devices(recipe: Recipe) -> bool:
+    """Whether engines lie on the trainer's devices."""
+    return recipe.backend == "ray" and recipe.placement.devices == "shared"
+
+
+def overlap_refused(recipe: Recipe, told: str) -> RecipeError:
+    """The error for engines that have work in an update on the trainer's devices."""
+    return RecipeError(
+        "engines that share devices with the trainer cannot generate while it computes",
+        where="placement.devices, schedule.type",
+        got=f"shared, {recipe.schedule.type}, which {told}",
+        expected="a schedule that waits for the update, such as sync or april; or devices of their own",
+        hint='set placement.devices = "split", or another schedule.type',
+    )
+
+
+def check_placement(recipe: Recipe) -> None:
+    """Only Ray places processes.
+
+    Raises:
+        RecipeError: placement without it.
+    """
+    if recipe.backend == "ray" or recipe.placement == type(recipe.placement)():
+        return
+    given = recipe.placement.model_dump(exclude_defaults=True)
+    raise RecipeError(
+        "placement has no effect without Ray",
+        where=", ".join(f"placement.{key}" for key in given),
+        got=f'backend = "{recipe.backend}"',
+        expected='backend = "ray"',
+        hint='set backend = "ray", or leave placement out',
+    )
+
+
 def check_judges(recipe: Recipe) -> None:
     """A judge's request must end before the judgement that it is part of.
 
     Raises:
         RecipeError: a request may take longer than `scoring.timeout_s` allows for all of it.
     """
-    for path, judge in judges_of(recipe.reward, "reward"):
+    for path, judge in rewards_of(recipe.reward, JudgeReward, "reward"):
         if judge.url is not None and judge.timeout_s > recipe.scoring.timeout_s:
             raise RecipeError(
                 "a judge's request may outlive the judgement that it is part of",
@@ -114,16 +205,33 @@ def check_judges(recipe: Recipe) -> None:
             )
 
 
-def judges_of(reward: object, path: str) -> Iterator[tuple[str, JudgeReward]]:
-    """Every judge in a reward, however deep, with its recipe path."""
-    if isinstance(reward, JudgeReward):
+def check_programs(recipe: Recipe) -> None:
+    """The tests of a program must end before the judgement that they are part of.
+
+    Raises:
+        RecipeError: a program that never ends would cost its sample, and earn nothing for not ending.
+    """
+    for path, program in rewards_of(recipe.reward, ProgramReward, "reward"):
+        if program.timeout_s >= recipe.scoring.timeout_s:
+            raise RecipeError(
+                "the tests of a program may outlive the judgement that they are part of",
+                where=f"{path}.timeout_s, scoring.timeout_s",
+                got=f"{program.timeout_s:g} s, {recipe.scoring.timeout_s:g} s",
+                expected="the whole judgement takes longer than the tests",
+                hint=f"set scoring.timeout_s to {program.timeout_s + 1:g}",
+            )
+
+
+def rewards_of(reward: object, kind: type[R], path: str) -> Iterator[tuple[str, R]]:
+    """Every reward of a kind in a reward, however deep, with its recipe path."""
+    if isinstance(reward, kind):
         yield path, reward
     elif isinstance(reward, Config):
         for name in type(reward).model_fields:
-            yield from judges_of(getattr(reward, name), f"{path}.{name}")
+            yield from rewards_of(getattr(reward, name), kind, f"{path}.{name}")
     elif isinstance(reward, Mapping):
         for name, part in reward.items():
-            yield from judges_of(part, f"{path}.{name}")
+            yield from rewards_of(part, kind, f"{path}.{name}")
 
 
 def min_rewarded(recipe: Recipe) -> int:
@@ -150,6 +258,15 @@ def check_data(recipe: Recipe, data: Data, tokenizer: Tokenizer, context_tokens:
             got=f"{longest} + {recipe.sampling.max_new_tokens} = {total} tokens",
             expected=f"at most {context_tokens}",
             hint=f"set sampling.max_new_tokens to at most {max(1, context_tokens - longest)}, or shorten the prompts",
+        )
+    kv_tokens = getattr(recipe.engine, "kv_tokens", None)
+    if kv_tokens is not None and total > kv_tokens:
+        raise RecipeError(
+            "a sample alone may need more KV memory than there is",
+            where="engine.kv_tokens, sampling.max_new_tokens",
+            got=f"{longest} + {recipe.sampling.max_new_tokens} = {total} tokens of prompt and response",
+            expected=f"at most {kv_tokens}",
+            hint=f"set engine.kv_tokens to at least {total}, or lower sampling.max_new_tokens",
         )
     check_items(recipe, data.train)
     broken = tokenizer.round_trip(prompt.text for prompt in _probes(data.train))

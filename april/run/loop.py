@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,8 +27,11 @@ from april.observe.report import write_report
 from april.observe.sinks import read_jsonl
 from april.observe.status import STATUS_FILE, StatusWriter
 from april.observe.trace import write_trace
-from april.run.build import Parts, build, open_journal, run_folder, sampling_spec
+from april.run.build import Parts, build, open_journal, sampling_spec
+from april.run.colocated import engines_asleep
+from april.run.elastic import ElasticEngines
 from april.run.evaluate import Evaluation, evaluate
+from april.run.folders import run_folder
 from april.run.progress import describe_run
 from april.run.resume import START, adopt_recipe, discard_run, restore, save_checkpoint
 from april.run.summary import summarise, write_summary
@@ -110,18 +113,20 @@ class Run:
         self.stop, self.on_step = StopFlag(talk=quiet is not None), on_step
         _check_folder(run_folder(resolved.recipe), resume)
         self.parts: Parts = build(resolved, reward=reward, should_stop=self.stop)
-        parts, recipe = self.parts, resolved.recipe
         self.journal: Journal | None = None
         self._missed: list[tuple[Batch, Metrics]] = []
         self._changed: list[str] = []
+        with ExitStack() as on_error:
+            on_error.callback(self.parts.close)
+            self._begin(resume, quiet)
+            on_error.pop_all()
+
+    def _begin(self, resume: bool, quiet: bool | None) -> None:
+        parts, recipe = self.parts, self.parts.recipe
         if isinstance(parts.trainer, RemoteTrainer):
             parts.trainer.start()
         if resume:
-            try:
-                self.journal = restore(parts, lambda batch, metrics: self._missed.append((batch, metrics)))
-            except BaseException:
-                parts.close()
-                raise
+            self.journal = restore(parts, lambda batch, metrics: self._missed.append((batch, metrics)))
             self._changed = adopt_recipe(parts)
         self.telemetry = Telemetry(
             parts.folder,
@@ -132,12 +137,16 @@ class Run:
             decode=parts.tokenizer.decode,
             observe=recipe.observe,
             quiet=quiet,
+            clips_samples=getattr(recipe.algorithm.ratio, "whole_samples", False),
         )
         parts.driver.watcher = self.telemetry.watcher
-        self.status = StatusWriter(parts.folder, lambda: describe_run(parts))
+        self.engines = ElasticEngines(parts, lambda text: self.telemetry.view.note(text))
+        self.status = StatusWriter(parts.folder, lambda: describe_run(parts, self.engines.describe()))
         parts.driver.on_turn = self.status.beat
+        if isinstance(parts.trainer, RemoteTrainer):
+            parts.trainer.on_turn = self.status.beat
         if not resume:
-            (parts.folder / "recipe.toml").write_text(resolved.to_toml())
+            (parts.folder / "recipe.toml").write_text(parts.resolved.to_toml())
             self.telemetry.environment()
             self.journal = open_journal(parts, START) if recipe.checkpoint.journal else None
 
@@ -152,7 +161,27 @@ class Run:
             self.status.write("failed", (str(error) or type(error).__name__).splitlines()[0])
             raise
         finally:
-            self.parts.close()
+            self._close()
+
+    def add_engine(self) -> str:
+        """Start another engine beside those of the run, which joins between two steps; returns its name.
+
+        Raises:
+            RecipeError: the run has no pool of engines in processes of their own.
+        """
+        return self.engines.add()
+
+    def remove_engine(self, name: str, *, finish: bool = False) -> None:
+        """Let an engine go, from `on_step` or wherever no step goes on; see `ElasticEngines.remove`.
+
+        Raises:
+            EngineError: there is no such engine, or no other one.
+        """
+        self.engines.remove(name, finish=finish)
+
+    def _close(self) -> None:
+        self.engines.close()
+        self.parts.close()
 
     def _run(self) -> Result:
         parts, telemetry = self.parts, self.telemetry
@@ -165,6 +194,7 @@ class Run:
                 if parts.driver.emitted_steps == 0:
                     self.evaluate(0)
                 while parts.driver.emitted_steps < parts.recipe.steps:
+                    self.engines.turn()
                     self._step()
                 self.evaluate(parts.recipe.steps)
             except Interrupted:
@@ -181,8 +211,9 @@ class Run:
         cut = parts.engine.load()
         enter("update")
         with _timed(seconds, "train_s"), telemetry.timeline.span("trainer", "update"):
-            parts.trainer.submit(batch)
-            updated = driver.wait_for_update()
+            with engines_asleep(parts):
+                parts.trainer.submit(batch)
+                updated = driver.wait_for_update()
             overlap_tokens = parts.engine.load().generated_tokens - cut.generated_tokens
         enter("publish")
         with _timed(seconds, "publish_s"), telemetry.timeline.span("driver", "publish"):
@@ -190,8 +221,8 @@ class Run:
         if self.journal is not None:
             self.journal.flush(fsync=parts.recipe.checkpoint.fsync)
         learned = updated.metrics
-        if parts.buffer is not None:
-            learned = learned | parts.buffer.take_metrics() | {"overlap_tokens": Sum(overlap_tokens)}
+        if parts.transport is not None:
+            learned = learned | parts.transport.take_metrics() | {"overlap_tokens": Sum(overlap_tokens)}
         row = telemetry.row(batch, driver, values(learned), seconds, before)
         telemetry.trained(batch, row)
         self.on_step(row)
@@ -218,7 +249,7 @@ class Run:
         return done
 
     def _checkpoint(self) -> None:
-        self.status.enter("checkpoint")
+        self.status.enter("checkpoint", at_once=True)  # nothing can be written before it is done, but by a remote trainer
         with self.telemetry.timeline.span("driver", "checkpoint"):
             self.journal = save_checkpoint(self.parts, self.journal)
 
@@ -235,7 +266,7 @@ class Run:
         self.telemetry.close()
         if self.journal is not None:
             self.journal.close()
-        parts.close()
+        self._close()
         summary = summarise(folder, parts.pool.ledger.to_dict(), parts.pool.ledger.balanced)
         write_summary(folder, summary)
         if parts.recipe.observe.timeline:

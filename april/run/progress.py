@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from april.core.event import Wait
@@ -13,8 +14,13 @@ MAX_LOSSES = 5
 """Losses of processes that are told, the newest."""
 
 
-def describe_run(parts: Parts) -> dict[str, Any]:
-    """Step, ledger, engines with their load and version, and who waits for what; looks at every open sample."""
+def describe_run(parts: Parts, loading: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """Step, ledger, engines with their load and version, and who waits for what; looks at every open sample.
+
+    Args:
+        parts: of the run.
+        loading: records of engines that have not joined yet.
+    """
     driver, now_s = parts.driver, parts.clock.now()
     ledger = parts.pool.ledger
     losses = [loss for part in (*_engines(parts).values(), parts.trainer) for loss in getattr(part, "all_losses", ())]
@@ -32,7 +38,7 @@ def describe_run(parts: Parts) -> dict[str, Any]:
             "balanced": ledger.balanced,
             "counts": {str(place): count for place, count in ledger.counts.items()},
         },
-        "engines": _engine_records(parts),
+        "engines": [*_engine_records(parts), *loading],
         "waits": [_wait_record(wait, now_s) for wait in all_waits(parts.pool, driver.sources, driver.times, now_s)],
         "losses": losses[-MAX_LOSSES:],
     }

@@ -18,7 +18,7 @@ from april.checkpoint.codec import decode_frames, encode
 from april.checkpoint.journal import Journal, Record, read_journal, rewrite_journal
 from april.checkpoint.store import step_of
 from april.config.load import read_toml
-from april.config.resolve import flat
+from april.config.resolve import changes
 from april.core.errors import CheckpointError
 from april.core.group import Batch
 from april.core.metric import Metrics
@@ -157,13 +157,12 @@ def _settle(parts: Parts, unfinished: Batch | None, replayed: Replayed) -> None:
 def adopt_recipe(parts: Parts) -> list[str]:
     """Make the present recipe the run's own; returns what changed, one line a value."""
     path = parts.folder / "recipe.toml"
-    past, present = (dict(flat(tree)) for tree in (read_toml(path), parts.resolved.values()))
-    changed = [key for key in {**past, **present} if past.get(key) != present.get(key) and key != "out"]
+    changed = changes(read_toml(path), parts.resolved.values())
     if changed:
         aside = path.with_suffix(".tmp")
         aside.write_text(parts.resolved.to_toml())
         aside.replace(path)
-    return [f"{key}: {past.get(key, 'unset')} -> {present.get(key, 'unset')}" for key in changed]
+    return changed
 
 
 def discard_run(folder: Path) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from april.observe.sinks import read_jsonl
+from april.observe.sinks import plain, read_jsonl
 from april.run.evaluate import gain
 
 
@@ -31,7 +30,7 @@ def summarise(folder: Path, ledger: Mapping[str, Any], balanced: bool) -> dict[s
         "wall_s": _last(rows, "time_s"),
         "rollout_s": _total(rows, "rollout_s"),
         "train_s": _total(rows, "train_s"),
-        "idle_fraction": _weighted(rows, "idle_fraction", "rollout_s"),
+        "idle_fraction": _weighted(rows, "idle_fraction", "engine_s"),
         "parked_total": ledger["parked_total"],
         "resumed_total": ledger["resumed_total"],
         "max_lag_steps": int(max((row.get("lag_max") or 0 for row in rows), default=0)),
@@ -65,15 +64,6 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     aside = folder / "summary.json.tmp"
     aside.write_text(text + "\n")
     aside.replace(folder / "summary.json")
-
-
-def plain(value: Any) -> Any:
-    """JSON data in which what is not a finite number is null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _total(rows: Iterable[Mapping[str, Any]], key: str) -> float:

@@ -18,7 +18,7 @@ from april.engines.base import Load
 from april.observe.console import RunView
 from april.observe.environment import describe_environment
 from april.observe.recorder import Recorder
-from april.observe.sinks import JsonlSink, Sink, Sinks, TensorBoardSink, read_jsonl
+from april.observe.sinks import JsonlSink, Sink, Sinks, TensorBoardSink, read_jsonl, read_lines
 from april.observe.trace import Timeline
 from april.rollout.driver import Driver
 from april.rollout.measure import describe_batch
@@ -27,6 +27,9 @@ from april.run.evaluate import Evaluation
 
 NOTE_EVERY_STEPS = 20
 """Steps before the console says the same thing again."""
+_COUNTERS = (
+    "prefill_tokens", "shared_tokens", "forked_tokens", "resumed_tokens", "preemptions", "drafted_tokens", "accepted_tokens",
+)  # fmt: skip
 _ENDS = (Status.TRAINED, Status.FILTERED, Status.EVICTED, Status.FAILED)
 
 
@@ -66,9 +69,11 @@ class Telemetry:
     Args:
         folder: the run's; continued when it has records already.
         clock: the run's clock.
-        title, steps, first_step: for the live view.
+        title, steps: for the live view.
+        first_step: the next one; what the folder has of it and of later ones is dropped, for they are done again.
         decode: token ids to text.
         quiet: one line a step instead of the live view; None: nothing at all.
+        clips_samples: whether the algorithm's bounds take or leave whole samples, for the notes.
     """
 
     def __init__(
@@ -82,28 +87,41 @@ class Telemetry:
         decode: Any,
         observe: Any,
         quiet: bool | None,
+        clips_samples: bool = False,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self._clock = folder, clock
-        rows = read_jsonl(folder / "metrics.jsonl")
-        self._known_steps = {int(row["step"]) for row in rows}
-        self.offset_s = float(rows[-1]["time_s"]) if rows else 0.0
-        self._tokens_generated = int(rows[-1].get("tokens_generated") or 0) if rows else 0
         sinks: list[Sink] = [JsonlSink(folder / "metrics.jsonl")]
         if observe.tensorboard:
             sinks.append(TensorBoardSink(folder / "tensorboard"))
         self.metrics = Sinks(sinks)
         self.evaluations = JsonlSink(folder / "evaluations.jsonl")
         self._lengths = JsonlSink(folder / "lengths.jsonl")
-        every, self._transcripts = observe.transcripts_every_steps, JsonlSink(folder / "transcripts.jsonl")
+        self._transcripts = JsonlSink(folder / "transcripts.jsonl")
+        self.timeline = Timeline(folder / "timeline.jsonl" if observe.timeline else None, clock)
+        self._forget_from(first_step)
+        rows = read_jsonl(folder / "metrics.jsonl")
+        self._known_steps = {int(row["step"]) for row in rows}
+        self.timeline.offset_s = self.offset_s = recorded_s(folder)
+        self.timeline.step = first_step
+        self._tokens_generated = int(rows[-1].get("tokens_generated") or 0) if rows else 0
+        every = observe.transcripts_every_steps
         self.recorder = Recorder(self._transcripts, decode, num_groups=observe.transcript_groups, every=max(1, every))
         self.evaluation_recorder = Recorder(self._transcripts, decode, num_groups=3)
         self._record_transcripts = every > 0
         self._noted: dict[str, int] = {}
-        self.timeline = Timeline(folder / "timeline.jsonl" if observe.timeline else None, clock, offset_s=self.offset_s)
+        self._clips_samples = clips_samples
         self.watcher = TimelineWatcher(self.timeline)
         mode: Any = "silent" if quiet is None else "auto"
         self.view = RunView(title, steps, first_step=first_step, quiet=bool(quiet), mode=mode)
+
+    def _forget_from(self, step: int) -> None:
+        """Drop the records of this step and of later ones; an evaluation of the same number came before the step."""
+        self.metrics.truncate_from(step)
+        self._lengths.truncate_from(step)
+        self.evaluations.truncate_from(step + 1)
+        self._transcripts.keep_if(lambda record: record.get("step", 0) < step + (record.get("source") == "evaluation"))
+        self.timeline.truncate_from(step + 1)  # what ran before the step was cut has taken its time
 
     def environment(self) -> None:
         """Note versions and devices."""
@@ -143,7 +161,7 @@ class Telemetry:
         self.timeline.counter("parked", row["parked_samples"])
         self.timeline.flush()
         self.view.step(row)
-        for kind, text in notes(row):
+        for kind, text in notes(row, clips_samples=self._clips_samples):
             if batch.step - self._noted.get(kind, -NOTE_EVERY_STEPS) >= NOTE_EVERY_STEPS:
                 self._noted[kind] = batch.step
                 self.view.note(f"step {batch.step + 1}: {text}")
@@ -161,9 +179,9 @@ class Telemetry:
         open_lengths += [len(pool[sample]) for sample in pool.running]
         issued = driver.lengths.issued_mean_tokens(np.array(open_lengths, np.int64))
         delivered = driver.lengths.delivered_mean_tokens
-        generated, rollout_s = load.generated_tokens - before.generated_tokens, seconds.get("rollout_s", 0.0)
-        if "overlap_tokens" in learned:  # other processes: the engine can work all the time, not only while it is waited for
-            rollout_s = sum(seconds.values())
+        generated, step_s = load.generated_tokens - before.generated_tokens, sum(seconds.values())
+        # in one process an update stops the engine; parts in other processes work at the same time
+        engine_s = step_s if "overlap_tokens" in learned else step_s - seconds.get("train_s", 0.0)
         counts = pool.ledger.counts
         self._tokens_generated += generated
         return {
@@ -171,7 +189,8 @@ class Telemetry:
             "version": batch.version + 1,
             "time_s": self.now(),
             **seconds,
-            "step_s": sum(seconds.values()),
+            "step_s": step_s,
+            "engine_s": engine_s,
             **describe_batch(batch),
             "delivered_mean_tokens": delivered,
             "issued_mean_tokens": issued,
@@ -186,11 +205,10 @@ class Telemetry:
             "ledger_balanced": pool.ledger.balanced,
             "tokens_generated": self._tokens_generated,
             "step_tokens_generated": generated,
-            "tokens_per_s": generated / rollout_s if rollout_s else float("nan"),
-            "idle_fraction": max(0.0, 1 - (load.slot_s - before.slot_s) / rollout_s) if rollout_s else float("nan"),
-            "prefill_tokens": load.prefill_tokens - before.prefill_tokens,
-            "shared_tokens": load.shared_tokens - before.shared_tokens,
-            "preemptions": load.preemptions - before.preemptions,
+            "tokens_per_s": generated / engine_s if engine_s else float("nan"),
+            "idle_fraction": max(0.0, 1 - (load.slot_s - before.slot_s) / engine_s) if engine_s else float("nan"),
+            **{name: getattr(load, name) - getattr(before, name) for name in _COUNTERS},
+            "speculation": load.speculation,
             **learned,
         }
 
@@ -202,6 +220,12 @@ class Telemetry:
         self._lengths.close()
 
 
+def recorded_s(folder: Path) -> float:
+    """The latest second that the records of a run speak of; 0 where there are none."""
+    records = (record for name in ("metrics", "evaluations", "timeline") for record in read_lines(folder / f"{name}.jsonl"))
+    return max((float(record.get("end_s", record.get("time_s", 0.0))) for record in records), default=0.0)
+
+
 def lengths_of(step: int, group: Group) -> dict[str, Any]:
     """How long the answers of a trained group were: what a simulation replays."""
     return {
@@ -210,6 +234,6 @@ def lengths_of(step: int, group: Group) -> dict[str, Any]:
         "epoch": group.id.epoch,
         "prompt": group.id.prompt,
         "prompt_tokens": len(group.prompt.token_ids),
-        "tokens": [len(sample) for sample in group.samples],
-        "stops": [sample.stop for sample in group.samples],
+        "tokens": [len(sample) for sample in group.sampled.samples],
+        "stops": [sample.stop for sample in group.sampled.samples],
     }

@@ -68,22 +68,6 @@ def cut_points(length_tokens: int, *, first_fraction: float = 0.25, step_fractio
     return [cut for cut in cuts if 0 < cut < length_tokens]
 
 
-class SelectionLevel(NamedTuple):
-    """How many samples and which share of their tokens train; not rounded."""
-
-    num_samples: float
-    token_fraction: float
-
-
-def selection_level(progress: float, start: SelectionLevel, end: SelectionLevel) -> SelectionLevel:
-    """From a strict selection at the start of training (progress 0) to a mild one at its end (1), in a straight line.
-
-    Source: D3S (arXiv 2509.22115), dynamic schedule; its end points are not published.
-    """
-    done = min(max(progress, 0.0), 1.0)
-    return SelectionLevel(*(a + (b - a) * done for a, b in zip(start, end, strict=True)))
-
-
 def uncertainty_gain(std: float, num_rollouts: int, *, confidence: float = 0.95) -> float:
     """By how much one more rollout narrows the confidence interval of a prompt's mean reward.
 

@@ -32,17 +32,15 @@ class Candidate:
     @property
     def label(self) -> str:
         """In a few words."""
-        shown = [f"{key} {value:g}" for key, value in self.schedule.items() if key in _SHOWN and isinstance(value, int | float)]
+        shown = [f"{key} {_short(value)}" for key, value in self.schedule.items() if key in _SHOWN]
         return " ".join([str(self.schedule["type"]), *shown])
-
-    def overrides(self, groups_per_step: int, group_size: int) -> list[str]:
-        """What a recipe has to say for this."""
-        out = [f"schedule.{key}={value}" for key, value in self.schedule.items()]
-        out += [f"batch.groups_per_step={groups_per_step}", f"batch.group_size={group_size}"]
-        return out if self.train_devices is None else [*out, "training.process=child"]
 
 
 _SHOWN = ("over_provision", "max_lag_steps", "tokens_per_step", "window_tokens")
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def candidates(
@@ -63,6 +61,7 @@ def candidates(
         found += [
             Candidate({"type": "april", "over_provision": ratio, "max_lag_steps": lag}) for ratio in RATIOS if ratio <= lag + 1
         ]
+        found.append(Candidate({"type": "april", "over_provision": "adaptive", "max_lag_steps": lag}))
         budget = {"tokens_per_step": max(1, round(samples * mean_tokens)), "max_running": round(1.5 * samples)}
         found.append(Candidate({"type": "token_budget", "max_lag_steps": lag, **budget}))
     if lags:
@@ -71,6 +70,8 @@ def candidates(
         for devices in splits(num_devices, tp):
             found.append(Candidate({"type": "one_step"}, devices))
             found += [Candidate({"type": "bounded_async", "max_lag_steps": lag}, devices) for lag in lags]
+            # With "drain", which every engine can.
+            found.append(Candidate({"type": "multi_version", "update_mode": "drain", "max_lag_steps": lags[-1]}, devices))
     return found
 
 

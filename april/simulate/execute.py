@@ -24,12 +24,14 @@ class CellResult:
         figures: name -> value, over the steps after the warm-up.
         rows: one a step.
         wall_s: real seconds that it took.
+        cpu_s: seconds of processor time.
     """
 
     cell: Cell
     figures: dict[str, float]
     rows: list[Row]
     wall_s: float
+    cpu_s: float
 
 
 def run_study(
@@ -61,7 +63,7 @@ def run_study(
 
 
 def _run(study: Study, cell: Cell, out: Path, on_step: Callable[[Row], None]) -> CellResult:
-    start, timeline = time.perf_counter(), None
+    wall_s, cpu_s, timeline = time.perf_counter(), time.process_time(), None
     if cell.seed == 0 and study.config.trace_samples:
         (out / "traces").mkdir(exist_ok=True)
         timeline = out / "traces" / f"{cell.key}.jsonl"
@@ -72,7 +74,7 @@ def _run(study: Study, cell: Cell, out: Path, on_step: Callable[[Row], None]) ->
     if timeline is not None:
         write_trace(timeline, timeline.with_suffix(".json"))
         timeline.unlink()
-    return CellResult(cell, figures, rows, time.perf_counter() - start)
+    return CellResult(cell, figures, rows, time.perf_counter() - wall_s, time.process_time() - cpu_s)
 
 
 def _write(path: Path, result: CellResult) -> None:
@@ -83,6 +85,7 @@ def _write(path: Path, result: CellResult) -> None:
         "config": result.cell.config.model_dump(mode="json"),
         "figures": result.figures,
         "wall_s": result.wall_s,
+        "cpu_s": result.cpu_s,
         "rows": result.rows,
     }
     partial = path.with_suffix(".part")
@@ -94,6 +97,6 @@ def _read(path: Path, cell: Cell) -> CellResult | None:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         figures = {name: float("nan") if value is None else float(value) for name, value in content["figures"].items()}
-        return CellResult(cell, figures, content["rows"], float(content["wall_s"]))
+        return CellResult(cell, figures, content["rows"], float(content["wall_s"]), float(content["cpu_s"]))
     except (OSError, ValueError, KeyError):
         return None

@@ -19,7 +19,8 @@ from pydantic import Field
 
 from april import registry
 from april.config.schema import Config
-from april.core.errors import DataError, RecipeError
+from april.core.errors import RecipeError
+from april.simulate import hardware
 from april.simulate.candidates import Candidate, candidates, front, scale_of, smallest_tp
 from april.simulate.cell import CellConfig, run_cell
 from april.simulate.cost import Cluster
@@ -32,6 +33,10 @@ KEPT = 0.6
 WORTH = 0.01
 """A row must be so much faster than one with less lag, else it is not shown."""
 MAX_SAMPLES = 1024
+
+Figures = dict[str, float]
+Known = dict[int, tuple[Figures, int]]
+"""Candidate -> (figures, simulated steps of each seed)."""
 
 
 class PlanRequest(Config):
@@ -64,7 +69,7 @@ class PlanRow:
     """
 
     candidate: Candidate
-    figures: dict[str, float]
+    figures: Figures
     steps: int
     on_front: bool
 
@@ -129,19 +134,43 @@ def make_plan(
         num_devices=1 if request.measured else request.gpus // scale,
         tp=tp,
     )
-    known: dict[int, tuple[dict[str, float], int]] = {}
-    alive, complete = list(range(len(pool))), True
+
+    def simulate(index: int, steps: int, warmup: int, seeds: int) -> Figures:
+        cell = _cell(request, pool[index], tp, scale, steps, warmup)
+        return _mean([run_cell(cell, seed, folder=folder)[1] for seed in range(seeds)], scale)
+
+    known, complete = _search(len(pool), simulate, lambda: now() - start_s > request.seconds, say)
+    return Plan(request, _rows(pool, known, scale), tp, scale, complete, now() - start_s)
+
+
+def _search(
+    num_candidates: int, simulate: Callable[..., Figures], time_is_up: Callable[[], bool], say: Callable[[str], None]
+) -> tuple[Known, bool]:
+    """Round after round, the best of the one before first, until the time is up.
+
+    What is compared must have had the same steps: a round that was cut short counts when it came as far as the front of the
+    one before; the first one counts as far as it came.
+
+    Args:
+        simulate: (candidate, steps, warm-up steps, seeds) -> figures.
+
+    Returns:
+        candidate -> (figures, steps) of the last round that counts, and whether all rounds were finished.
+    """
+    known: Known = {}
+    alive = list(range(num_candidates))
     for round_, (steps, warmup, seeds) in enumerate(RUNGS):
         if round_:
             alive = _survivors(alive, known)
         say(f"round {round_ + 1}: {len(alive)} candidates, {steps} steps each")
+        new: Known = {}
         for index in alive:
-            if known and now() - start_s > request.seconds:
-                complete = False
-                break
-            runs = [run_cell(_cell(request, pool[index], tp, scale, steps, warmup), seed, folder=folder) for seed in range(seeds)]
-            known[index] = (_mean([figures for _, figures in runs], scale), steps)
-    return Plan(request, _rows(pool, known, scale), tp, scale, complete, now() - start_s)
+            if (known or new) and time_is_up():
+                counts = new.keys() >= set(front({i: _key(known[i][0]) for i in alive if i in known}))
+                return known | new if counts else known, False
+            new[index] = simulate(index, steps, warmup, seeds), steps
+        known |= new
+    return known, True
 
 
 def _tp(request: PlanRequest) -> int:
@@ -156,6 +185,8 @@ def _tp(request: PlanRequest) -> int:
             )
         return 1
     longest = request.workload.max_tokens + request.workload.prompt_tokens
+    hardware.device(request.hardware, "--hardware")
+    hardware.model(request.model, "--model")
     cluster = Cluster(device=request.hardware, model=request.model, num_devices=request.gpus)
     if request.tp is None:
         return smallest_tp(cluster, longest)
@@ -184,13 +215,13 @@ def _cell(request: PlanRequest, candidate: Candidate, tp: int, scale: int, steps
     return registry.validate(CellConfig, tree, "")  # type: ignore[return-value]
 
 
-def _mean(runs: Sequence[dict[str, float]], scale: int) -> dict[str, float]:
+def _mean(runs: Sequence[Figures], scale: int) -> Figures:
     """Means over seeds; rates as of all devices."""
     out = {name: sum(run[name] for run in runs) / len(runs) for name in runs[0]}
     return {name: value * scale if name.endswith("_per_s") else value for name, value in out.items()}
 
 
-def _key(figures: dict[str, float]) -> tuple[float, float]:
+def _key(figures: Figures) -> tuple[float, float]:
     return figures["consumed_tokens_per_s"], figures["lag_mean"]
 
 
@@ -206,18 +237,18 @@ def ranks(points: Mapping[int, tuple[float, float]]) -> dict[int, int]:
     return out
 
 
-def _survivors(alive: Sequence[int], known: Mapping[int, tuple[dict[str, float], int]]) -> list[int]:
-    """The better part; the first candidate, `sync`, always stays, and of those that came to the same the first."""
+def _survivors(alive: Sequence[int], known: Known) -> list[int]:
+    """The better part, best first; the first candidate, `sync`, always stays, and of those that came to the same the first."""
     points: dict[int, tuple[float, float]] = {}
     for index in alive:
         if index in known and (point := _key(known[index][0])) not in points.values():
             points[index] = point
     rank = ranks(points)
     order = sorted(points, key=lambda index: (rank[index], -points[index][0]))
-    return sorted({0, *order[: math.ceil(KEPT * len(order))]})
+    return list(dict.fromkeys([0, *order[: math.ceil(KEPT * len(order))]]))
 
 
-def _rows(pool: Sequence[Candidate], known: Mapping[int, tuple[dict[str, float], int]], scale: int) -> tuple[PlanRow, ...]:
+def _rows(pool: Sequence[Candidate], known: Known, scale: int) -> tuple[PlanRow, ...]:
     """All that was simulated; only those that were simulated longest can be on the front."""
     longest = max(steps for _, steps in known.values())
     best = front({index: _key(figures) for index, (figures, steps) in known.items() if steps == longest}, WORTH)
@@ -230,45 +261,3 @@ def _unscaled(candidate: Candidate, scale: int) -> Candidate:
     sized = ("tokens_per_step", "max_running")
     schedule = {key: value * scale if key in sized else value for key, value in candidate.schedule.items()}
     return Candidate(schedule, None if candidate.train_devices is None else candidate.train_devices * scale)
-
-
-FIELDS = {
-    "mean": "mean_tokens",
-    "sigma": "sigma",
-    "max": "max_tokens",
-    "rho": "rho",
-    "loops": "loop_fraction",
-    "prompt": "prompt_tokens",
-}
-
-
-def parse_lengths(text: str) -> Workload:
-    """Lengths as `mean=8000,sigma=0.9,max=16384`, or a run's folder, its lengths.jsonl, or a CSV with GeneratedTokens.
-
-    Raises:
-        DataError: neither.
-    """
-    if "=" not in text:
-        path = Path(text)
-        if not path.exists():
-            raise DataError(
-                "lengths cannot be read",
-                where="--lengths",
-                got=text,
-                expected=f"a run's folder, a CSV, or {','.join(FIELDS)} such as mean=8000,sigma=0.9,max=16384",
-            )
-        workload = Workload(lengths="recorded", path=str(path))
-        recorded = Lengths(workload, 0, 1).recorded
-        longest = 1 if recorded is None else int(recorded.sorted_tokens[-1])
-        return workload.model_copy(update={"max_tokens": max(1, longest)})
-    values: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, value = part.strip().partition("=")
-        if name not in FIELDS:
-            raise DataError("unknown part of the lengths", where="--lengths", got=part, expected=", ".join(FIELDS))
-        try:
-            values[FIELDS[name]] = float(value)
-        except ValueError:
-            raise DataError("not a number", where=f"--lengths {name}", got=value) from None
-    whole = {key: int(value) if key in ("max_tokens", "prompt_tokens") else value for key, value in values.items()}
-    return registry.validate(Workload, whole, "lengths")  # type: ignore[return-value]

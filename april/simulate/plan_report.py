@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ HEAD = ("schedule", "devices", "tokens/s", "x sync", "lag mean", "lag bound", "s
 
 def cells(plan: Plan, row: PlanRow) -> list[str]:
     """One line of the table."""
-    figures, train, gpus = row.figures, row.candidate.train_devices, plan.request.gpus
+    figures = row.figures
     return [
         row.candidate.label,
-        f"{gpus} in turn" if train is None else f"{gpus - train} + {train}",
+        devices(plan, row),
         number(figures["consumed_tokens_per_s"]),
         f"{figures['consumed_tokens_per_s'] / plan.sync.figures['consumed_tokens_per_s']:.2f}",
         f"{figures['lag_mean']:.2f}",
@@ -33,15 +33,15 @@ def cells(plan: Plan, row: PlanRow) -> list[str]:
     ]
 
 
+def devices(plan: Plan, row: PlanRow) -> str:
+    """Who uses how many: all in turn, or those that generate + those that train."""
+    train, gpus = row.candidate.train_devices, plan.request.gpus
+    return f"{gpus} in turn" if train is None else f"{gpus - train} + {train}"
+
+
 def bound(row: PlanRow) -> int:
     """The lag that the schedule promises not to pass."""
     return int(row.candidate.schedule.get("max_lag_steps", 1 if row.candidate.schedule["type"] == "one_step" else 0))
-
-
-def command(plan: Plan, row: PlanRow, recipe: str = "RECIPE") -> str:
-    """What runs it."""
-    overrides = row.candidate.overrides(plan.request.groups_per_step, plan.request.group_size)
-    return shlex.join(["april", "train", recipe, *overrides])
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -63,7 +63,6 @@ def _row(plan: Plan, row: PlanRow) -> dict[str, Any]:
         "train_devices": row.candidate.train_devices,
         "steps": row.steps,
         "over_sync": row.figures["consumed_tokens_per_s"] / plan.sync.figures["consumed_tokens_per_s"],
-        "overrides": row.candidate.overrides(plan.request.groups_per_step, plan.request.group_size),
         "figures": row.figures,
     }
 
@@ -84,8 +83,12 @@ def notes(plan: Plan) -> list[str]:
     return out
 
 
-def write_plan_report(plan: Plan, out: Path) -> Path:
-    """Write the page; it needs no other file."""
+def write_plan_report(plan: Plan, out: Path, commands: Sequence[str]) -> Path:
+    """Write the page; it needs no other file.
+
+    Args:
+        commands: what runs each row of the front.
+    """
     front, others = plan.front, [row for row in plan.rows if not row.on_front]
     lines = [
         Line("to choose from", *_points(front), marks=True),
@@ -102,7 +105,7 @@ def write_plan_report(plan: Plan, out: Path) -> Path:
         section(
             "What to choose from", "Nothing else is as fast with less lag.", html_table(HEAD, [cells(plan, r) for r in front])
         ),
-        *(folded(row.candidate.label, command(plan, row)) for row in front),
+        *(folded(row.candidate.label, text) for row, text in zip(front, commands, strict=True)),
         section("Speed against age", "Every candidate; those off the line were dropped on the way.", plots(chart, columns=1)),
         section(
             "All candidates", "Fewer steps for those that were dropped early.", html_table(HEAD, [cells(plan, r) for r in others])

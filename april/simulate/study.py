@@ -36,7 +36,7 @@ from april.config.load import Layers, Tree, parse_override, read_toml, recipe_na
 from april.config.schema import Config
 from april.core.errors import RecipeError, choice, nearest
 from april.simulate.cell import CellConfig
-from april.simulate.recorded import FILE as RECORDING
+from april.simulate.recorded import recording_files
 
 CASE = "case"
 FORMAT = 1
@@ -145,7 +145,7 @@ def load_study(name: str, overrides: Sequence[str] = ()) -> Study:
     """
     path = find_study(name)
     layers = Layers()
-    layers.add(read_toml(path), path.name)
+    layers.add(read_toml(path, "studies"), path.name)
     for override in overrides:
         layers.add(parse_override(override), "command line")
     return make_study(layers.values, path.parent)
@@ -153,9 +153,21 @@ def load_study(name: str, overrides: Sequence[str] = ()) -> Study:
 
 def make_study(tree: Mapping[str, Any], folder: Path | None = None) -> Study:
     """Validate a study's data and lay out its cells."""
+    for key in tree.keys() & CellConfig.model_fields.keys() - StudyConfig.model_fields.keys():
+        raise RecipeError(
+            "a field of a cell stands beside the base",
+            where=key,
+            got=tree[key],
+            expected=f"base.{key}, or arms.NAME.{key} for one arm",
+            hint=f"did you mean 'base.{key}'?",
+        )
     config = registry.validate(StudyConfig, tree, "")
     if not isinstance(config, StudyConfig):
         raise RecipeError("not a study", got=type(config).__name__)
+    for kind in registry.KINDS:  # a name in the base counts, although every arm may have another
+        part = config.base.get(kind)
+        if isinstance(part, Mapping) and "type" in part:
+            registry.config_class(kind, part["type"], f"base.{kind}.type")
     cells = tuple(replace(cell, inputs=_inputs(cell.config, folder)) for cell in _cells(config))
     study = Study(config, cells, folder)
     known = study.arms
@@ -218,8 +230,8 @@ def _inputs(config: CellConfig, folder: Path | None) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for name in filter(None, (config.costs, config.workload.path)):
         path = Path(name) if Path(name).exists() or folder is None else folder / name
-        path = path / RECORDING if path.is_dir() else path
-        digest.update(path.read_bytes() if path.is_file() else b"missing")
+        for file in recording_files(path):
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

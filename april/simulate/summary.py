@@ -36,12 +36,14 @@ class Line:
     Attributes:
         figures: name -> mean over seeds, with its interval.
         ratio: consumed tokens/s over the baseline's, seed by seed; None for the baseline.
+        cpu_s: processor time of a run, in the mean over seeds.
     """
 
     arm: str
     point: Point
     figures: dict[str, Estimate]
     ratio: Estimate | None
+    cpu_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ def summarise(study: Study, results: Sequence[CellResult]) -> list[Line]:
             figures = {name: _mean([run.figures[name] for run in runs]) for name in runs[0].figures}
             own = _figures(results, arm, point, RATIO)
             ratio = None if arm == study.baseline or not base else _mean([own[s] / base[s] for s in own if s in base])
-            lines.append(Line(arm, point, figures, ratio))
+            lines.append(Line(arm, point, figures, ratio, sum(run.cpu_s for run in runs) / len(runs)))
     return lines
 
 
@@ -146,12 +148,14 @@ def as_json(study: Study, results: Sequence[CellResult], lines: Sequence[Line], 
         "baseline": study.baseline,
         "cells": [r.cell.key for r in results],
         "wall_s": sum(r.wall_s for r in results),
+        "cpu_s": sum(r.cpu_s for r in results),
         "lines": [
             {
                 "arm": line.arm,
                 "point": dict(line.point),
                 "figures": {name: _estimate(value) for name, value in line.figures.items()},
                 "ratio": None if line.ratio is None else _estimate(line.ratio),
+                "cpu_s": line.cpu_s,
             }
             for line in lines
         ],

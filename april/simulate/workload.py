@@ -57,7 +57,7 @@ class Workload(Config):
     growth_per_epoch: float = Field(0.0, gt=-1, description="lengths change by this factor - 1 from one epoch to the next")
     prompt_tokens: int = Field(200, ge=1, description="length of each prompt")
     num_prompts: int = Field(4096, ge=1, description="size of the data set")
-    path: str | None = Field(None, description="recorded: a run's folder, its lengths.jsonl, or a CSV with GeneratedTokens")
+    path: str | None = Field(None, description="recorded: a run's folder, its lengths.jsonl, or CSVs with GeneratedTokens")
     difficulty_by_length: float = Field(0.7, ge=0, le=1, description="how far prompts with long answers are the hard ones")
     solved_fraction: float = Field(
         0.0, ge=0, lt=1, description="share of the prompts that are always answered right: the easiest"
@@ -108,8 +108,19 @@ class Lengths:
         if self.recorded is not None and self.recorded.prompts:
             named = self.recorded.prompts.items()
             return [Prompt(name, repeated(_ONE_TOKEN, tokens), item={"index": i}) for i, (name, tokens) in enumerate(named)]
-        tokens = repeated(_ONE_TOKEN, self.workload.prompt_tokens)
-        return [Prompt(f"p{index}", tokens, item={"index": index}) for index in range(self.workload.num_prompts)]
+        return [
+            Prompt(f"p{index}", repeated(_ONE_TOKEN, tokens), item={"index": index})
+            for index, tokens in enumerate(self._prompt_tokens())
+        ]
+
+    def _prompt_tokens(self) -> list[int]:
+        """Length of each prompt without a name: drawn from recorded ones, else all the same."""
+        num = self.workload.num_prompts
+        if self.recorded is None or not len(self.recorded.sorted_contexts):
+            return [self.workload.prompt_tokens] * num
+        places = uniforms(np.full(num, stream_key(self.seed, "context"), np.uint64), np.arange(num))
+        contexts = self.recorded.sorted_contexts
+        return [int(contexts[int(place * len(contexts))]) for place in places]
 
     def tokens(self, sample: Sample) -> int:
         """Length of a sample's response."""

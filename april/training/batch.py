@@ -52,21 +52,15 @@ def assemble(
 
     Args:
         batch: what to train on.
-        groups: used in place of the batch's own, after composers changed them.
+        groups: used in place of `trainable(batch, needs)`, after composers changed them.
         needs: columns that somebody reads; of those that the data name (`part.`, `item.`) only these are made, `.*` is all.
-            With "baseline" the greedy members of a group give its baseline and do not train.
 
     Raises:
         DataError: a sample that cannot be trained on (greedy, truncated sampling, newer than the batch, empty).
     """
-    groups = batch.groups if groups is None else groups
-    with_baseline = "baseline" in needs
-    members = [
-        (index, sample, reward)
-        for index, group in enumerate(groups)
-        for sample, reward in group.rewarded
-        if not (with_baseline and sample.spec.temperature <= 0)
-    ]
+    whole = trainable(batch, needs)
+    groups = whole if groups is None else groups
+    members = [(index, sample, reward) for index, group in enumerate(groups) for sample, reward in group.rewarded]
     for _, sample, _ in members:
         _check_trainable(sample, batch.version)
     samples = tuple(sample for _, sample, _ in members)
@@ -78,17 +72,22 @@ def assemble(
     )
     rewards = tuple(reward for _, _, reward in members)
     columns = _columns(batch, samples, rewards, layout, needs)
-    if with_baseline:
-        columns["baseline"] = layout.spread(_greedy_rewards(groups)[layout.group_of_sample])
+    if "baseline" in needs:
+        columns["baseline"] = layout.spread(_greedy_rewards(batch, groups)[layout.group_of_sample])
     return TrainingBatch(
         step=batch.step,
         version=batch.version,
         samples=samples,
         rewards=rewards,
         tokens=TokenBatch(layout, columns),
-        num_failed=sum(not isinstance(outcome, Reward) for group in batch.groups for outcome in group.outcomes),
-        num_left_out=_num_rewarded(batch.groups) - _num_rewarded(groups),
+        num_failed=sum(not isinstance(outcome, Reward) for group in whole for outcome in group.outcomes),
+        num_left_out=_num_rewarded(whole) - _num_rewarded(groups),
     )
+
+
+def trainable(batch: Batch, needs: Collection[str]) -> tuple[Group, ...]:
+    """The groups of a batch; without their greedy members where somebody needs the "baseline" that these give."""
+    return tuple(group.sampled for group in batch.groups) if "baseline" in needs else batch.groups
 
 
 def _num_rewarded(groups: tuple[Group, ...]) -> int:
@@ -147,10 +146,11 @@ def _named(
     }
 
 
-def _greedy_rewards(groups: tuple[Group, ...]) -> torch.Tensor:
-    """float64 (G,): mean reward of the greedy members of each group; nan where there are none."""
-    greedy = [[reward.value for sample, reward in group.rewarded if sample.spec.temperature <= 0] for group in groups]
-    return torch.tensor([sum(values) / len(values) if values else math.nan for values in greedy], dtype=torch.float64)
+def _greedy_rewards(batch: Batch, groups: tuple[Group, ...]) -> torch.Tensor:
+    """float64 (G,): mean reward of the greedy members that each of `groups` has in the batch; nan where there are none."""
+    greedy = {group.id: [reward.value for sample, reward in group.rewarded if sample.spec.greedy] for group in batch.groups}
+    means = [sum(values) / len(values) if (values := greedy[group.id]) else math.nan for group in groups]
+    return torch.tensor(means, dtype=torch.float64)
 
 
 def _temperatures(sample: Sample) -> np.ndarray:
@@ -179,7 +179,7 @@ def _check_trainable(sample: Sample, version: int) -> None:
     where, spec = str(sample.id), sample.spec
     if len(sample) == 0:
         raise DataError("a rewarded sample has no tokens", where=where)
-    if spec.temperature <= 0:
+    if spec.greedy:
         raise DataError("greedy samples cannot be trained on", where=where, got="temperature 0", expected="above 0")
     if spec.truncates:
         raise DataError(

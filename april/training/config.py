@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from april.config.schema import Config
+from april.models.lora_config import LoraConfig
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -87,10 +88,18 @@ class TrainerConfig(OptimizerConfig):
     )
     entropy: bool = Field(False, description="measure exact entropies of the policy being trained; costs one more softmax")
     skip_zero_advantage: bool = Field(
-        True, description="leave out samples whose loss is exactly 0, such as those of constant groups"
+        True,
+        description="leave out samples that get no gradient, such as those of constant groups; the metrics are of the others",
     )
     nonfinite: Literal["raise", "skip"] = Field("raise", description="what a loss or gradient that is not finite does")
     value: ValueConfig = Field(default=ValueConfig(), description="the value model, for algorithms that have one")
+    lora: LoraConfig | None = Field(None, description="train low-rank adapters only; unset: all weights")
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: Any) -> Any:
+        """false takes the section of a recipe away, true is all of its defaults."""
+        return (LoraConfig() if value else None) if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _shards_are_of_ranks(self) -> TrainerConfig:

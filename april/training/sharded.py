@@ -7,22 +7,25 @@ denominators are those of one process, and so is the update: equal up to the rou
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from april.algorithms.bind import Algorithm
 from april.algorithms.spec import AlgorithmConfig
 from april.core.clock import Clock
-from april.core.errors import RecipeError
 from april.models.policy import Policy
 from april.training.config import TrainerConfig
 from april.training.sharded_checkpoint import in_parts, save_shards
 from april.training.sharded_policy import ShardedPolicy
 from april.training.sharded_ranks import Ranks
 from april.training.sharded_step import ShardedLearner
-from april.training.single import Trainer
+from april.training.sharded_value import ShardedValueModel
+from april.training.single import Trainer, adapted, has_value_model, reference_of
+from april.training.value import ValueModel
 
 
 class ShardedTrainer(Trainer):
@@ -53,32 +56,33 @@ class ShardedTrainer(Trainer):
             reference: frozen, for penalties; is cut, too.
             clock: dates the events.
             total_steps: see `Trainer`.
-
-        Raises:
-            RecipeError: the algorithm has a value model.
         """
-        if "value" in algorithm.requires:
-            raise RecipeError(
-                "a value model is trained on one rank only",
-                where="training.ranks, algorithm",
-                got=f"{ranks.count} ranks, and an atom that reads values",
-                hint="set training.ranks = 1",
-            )
-        whole = None if reference is None else ShardedPolicy(_frozen(reference), ranks, config)
-        super().__init__(
-            ShardedPolicy(policy, ranks, config), algorithm, config, reference=whole, clock=clock, total_steps=total_steps
-        )
         self.ranks = ranks
-        self._learner = ShardedLearner(self.policy, self._algorithm, config, whole, ranks=ranks)
+        policy, atoms = adapted(policy, config), Algorithm.of(algorithm)
+        # while the policy, which it copies, is still whole
+        self._cut_value = ShardedValueModel(policy, atoms, config, ranks) if has_value_model(atoms) else None
+        cut = ShardedPolicy(policy, ranks, config)
+        frozen = None if reference is None else ShardedPolicy(_frozen(reference), ranks, config)
+        frozen = reference_of(cut, algorithm, frozen)
+        super().__init__(cut, algorithm, config, reference=frozen, clock=clock, total_steps=total_steps)
+        self._learner = ShardedLearner(self.policy, self._algorithm, config, frozen, ranks=ranks)
+
+    def _value_model(self) -> ValueModel:
+        return cast(ValueModel, self._cut_value)
+
+    def _dropout(self, num_before: int, rank: int = 0) -> AbstractContextManager[None]:
+        return super()._dropout(num_before, self.ranks.index)
 
     def weights(self) -> dict[str, Tensor]:
-        """Hugging Face name -> whole tensor in CPU memory on the first rank; nothing on the others."""
+        """What engines get: whole tensors in CPU memory on the first rank; nothing on the others."""
         return self.policy.weights()
 
     def save(self, folder: Path, tokenizer: Any = None) -> None:
-        """Write the policy as a Hugging Face folder, `model`, and the parts of this rank, `shards`."""
-        self.policy.save(folder / "model", tokenizer)
+        """Write the policy as a Hugging Face folder, `model` or `adapter`, and the parts of this rank, `shards`."""
+        self.policy.save(folder / self._policy_folder, tokenizer)
         small = save_shards(folder, self.policy.module, self._optimizer)
+        if self._cut_value is not None:
+            small["value"] = self._cut_value.save(folder)
         if self.ranks.first:
             torch.save(self._small_state() | small, folder / "trainer.pt")
         self.ranks.wait()

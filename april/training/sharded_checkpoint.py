@@ -1,9 +1,11 @@
 """Weights and moments as torch distributed checkpoints: each rank writes its parts, any number of ranks reads them.
 
     shards/     weights.NAME, optimizer.KIND.NAME: one logical tensor each, whatever parts it was written in
+    value/      the same of the value model
     trainer.pt  small: version, counts, and of the optimiser the step numbers and options
 
-Names are those of Hugging Face, so neither the number of ranks nor the order of parameters is in the files.
+Only what is trained is written. Names are those of Hugging Face, so neither the number of ranks nor the order of parameters
+is in the files.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ from torch.distributed.checkpoint import filesystem, state_dict_loader, state_di
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from april.core.errors import CheckpointError
+from april.models.policy import frozen_names
 
 SHARDS = "shards"
+VALUE_FOLDER = "value"
 _WEIGHTS, _MOMENTS = "weights.", "optimizer."
 
 
@@ -107,17 +111,22 @@ def _names(module: nn.Module) -> dict[int, str]:
 
 
 def _distinct(module: nn.Module) -> dict[str, Tensor]:
-    """What `state_dict` holds, a tensor with several names under its first one."""
+    """What `state_dict` holds and is trained, a tensor with several names under its first one."""
     own = {name for name, _ in module.named_parameters()}
     every = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    return {name: tensor for name, tensor in module.state_dict().items() if name in own or name not in every}
+    left_out = (every - own) | frozen_names(module)
+    return {name: tensor for name, tensor in module.state_dict().items() if name not in left_out}
 
 
 def _with_ties(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     first = _names(module)
     return {
         **weights,
-        **{name: weights[first[id(parameter)]] for name, parameter in module.named_parameters(remove_duplicate=False)},
+        **{
+            name: weights[first[id(parameter)]]
+            for name, parameter in module.named_parameters(remove_duplicate=False)
+            if first[id(parameter)] in weights
+        },
     }
 
 

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from april.core.errors import ModelError
 from april.models.attention import PackedLayout
 from april.models.lean import LeanModel
-from april.models.policy import PackedSequences, Policy, ResponseLogprobs, no_progress_bars
+from april.models.policy import PackedSequences, Policy, ResponseLogprobs, frozen_names, no_progress_bars
 from april.training.config import ShardingConfig, TrainerConfig
 from april.training.sharded_ranks import Ranks
 
@@ -59,12 +59,26 @@ class ShardedPolicy(Policy):
         self.module.forward = self._forward
         _shard([*layers, self.module], ranks, config.sharding)
 
-    def _forward(self, sequences: PackedSequences, temperatures: Tensor, entropy: bool) -> ResponseLogprobs:
+    def _forward(
+        self, sequences: PackedSequences, temperatures: Tensor | None = None, entropy: bool = False
+    ) -> ResponseLogprobs | Tensor:
+        """The forward of the module, whose own weights are gathered before it: log-probs, or values without temperatures."""
+        if temperatures is None:
+            return super().response_values(sequences).clone()  # a hook hangs on what a module returns: no view
         return super().response_logprobs(sequences, temperatures, entropy=entropy)
 
     def response_logprobs(self, sequences: PackedSequences, temperatures: Tensor, *, entropy: bool = False) -> ResponseLogprobs:
         """See `Policy.response_logprobs`; each rank gives sequences of its own."""
-        output: ResponseLogprobs = self.module(sequences, temperatures, entropy)
+        output: ResponseLogprobs = self._called(sequences, temperatures, entropy)
+        return output
+
+    def response_values(self, sequences: PackedSequences) -> Tensor:
+        """See `Policy.response_values`; each rank gives sequences of its own."""
+        values: Tensor = self._called(sequences)
+        return values
+
+    def _called(self, *arguments: Any) -> Any:
+        output = self.module(*arguments)
         if not torch.is_grad_enabled():
             self.module.reshard()  # no backward pass comes to do it, and the next forward must see new weights
         return output
@@ -86,9 +100,15 @@ class ShardedPolicy(Policy):
         raise ModelError("a sharded policy cannot be copied", where="training.ranks", expected="1 rank")
 
     def weights(self) -> dict[str, Tensor]:
-        """Hugging Face name -> whole tensor in CPU memory, on the first rank; the others help, and get nothing."""
+        """See `Policy.weights`; whole tensors in CPU memory, on the first rank; the others help, and get nothing."""
+        state = self.state()
+        return state if self.adapters is None or not state else self.adapters.published(state)
+
+    def state(self) -> dict[str, Tensor]:
+        """See `Policy.state`; whole tensors in CPU memory, on the first rank; the others help, and get nothing."""
         found: dict[str, Tensor] = {}
-        state = self.module.state_dict()
+        left_out = frozen_names(self.module)
+        state = {name: tensor for name, tensor in self.module.state_dict().items() if name not in left_out}
         first = {id(parameter): name for name, parameter in self.module.named_parameters()}
         ties = {name: first[id(parameter)] for name, parameter in self.module.named_parameters(remove_duplicate=False)}
         for name, tensor in state.items():
@@ -100,11 +120,14 @@ class ShardedPolicy(Policy):
         return found
 
     def save(self, folder: str | Path, tokenizer: Any = None) -> None:
-        """Write an ordinary Hugging Face folder, from the first rank."""
+        """Write an ordinary Hugging Face folder, or one of adapters, from the first rank."""
         weights = self.weights()
         if self._ranks.first:
-            with no_progress_bars():
-                self.module.save_pretrained(str(folder), state_dict=weights)
+            if self.adapters is not None:
+                self.adapters.save(folder, weights)
+            else:
+                with no_progress_bars():
+                    self.module.save_pretrained(str(folder), state_dict=weights)
             if tokenizer is not None:
                 tokenizer.save_pretrained(str(folder))
         self._ranks.wait()

@@ -39,7 +39,7 @@ class Ranks:
     def join(
         index: int,
         count: int,
-        rendezvous: str,
+        rendezvous: str | dist.Store,
         *,
         device: Literal["cpu", "cuda"] = "cpu",
         device_number: int | None = None,
@@ -52,7 +52,7 @@ class Ranks:
             index: of this rank.
             count: of all ranks.
             rendezvous: where they meet, as `torch.distributed` reads it: `file:///PATH` of a file that does not exist yet, or
-                `tcp://HOST:PORT`.
+                `tcp://HOST:PORT`; or a store that all of them have.
             device: kind of device.
             device_number: of the CUDA device; the rank's own number where all ranks are on one machine.
             backend: of the collectives between devices.
@@ -74,13 +74,12 @@ class Ranks:
             place = torch.device("cuda", number)
             torch.cuda.set_device(place)
         nccl = device == "cuda" and backend != "gloo"
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if nccl else "gloo",
-            init_method=rendezvous,
-            rank=index,
-            world_size=count,
-            timeout=timedelta(seconds=timeout_s),
-        )
+        timeout = timedelta(seconds=timeout_s)
+        where: dict[str, Any] = {"init_method": rendezvous}
+        if isinstance(rendezvous, dist.Store):
+            rendezvous.set_timeout(timeout)
+            where = {"store": rendezvous}
+        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", rank=index, world_size=count, timeout=timeout, **where)
         control = dist.new_group(backend="gloo") if nccl else dist.group.WORLD
         return Ranks(index, count, place, init_device_mesh(device, (count,), mesh_dim_names=(DATA_AXIS,)), control)
 

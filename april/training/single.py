@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from april.core.event import Event, Updated
 from april.core.group import Batch
 from april.core.ids import Version
 from april.core.metric import Max, Mean, Metrics, Sum, merge, values
-from april.models.policy import Policy
-from april.training.batch import TrainingBatch, assemble
+from april.core.random import stream_key
+from april.models.policy import Policy, WithoutAdapters
+from april.training.batch import TrainingBatch, assemble, trainable
 from april.training.config import TrainerConfig, learning_rate
 from april.training.metrics import batch_metrics, effective_samples
 from april.training.notes import age_metrics, signal_metrics
@@ -39,7 +41,7 @@ class Trainer:
     A batch is cut into `num_optimizer_steps` mini-batches of whole groups, each with its own denominators and optimiser
     step; the algorithm's update atom says how often each is trained on. With one optimiser step, the detached current
     policy is the proximal one and no extra forward runs; with more, proximal log-probs are computed once before the first,
-    or interpolated without a forward, as the recipe says. A mini-batch without any trained token of non-zero advantage
+    or interpolated without a forward, as the recipe says. A mini-batch whose tokens give no gradient (`Learner.signal`)
     takes no optimiser step, which is counted ("skipped_steps").
 
     A loss or gradient that is not finite raises `ModelError` and leaves the weights of the last optimiser step, or
@@ -65,26 +67,32 @@ class Trainer:
         """Set up the optimiser.
 
         Args:
-            policy: to train; its parameters change in place.
+            policy: to train; its parameters change in place. With `config.lora` it is the base, and stays as it is.
             algorithm: the atoms.
             config: the options.
-            reference: frozen, for penalties; must not share parameters with `policy`.
+            reference: frozen, for penalties; must not share parameters with `policy`. With `config.lora` and without one the
+                base is the reference.
             clock: dates the events.
             total_steps: updates of the whole run, where a falling learning rate ends; None leaves it at its peak.
 
         Raises:
             RecipeError: an atom reads values and no objective trains a value model.
         """
+        policy = adapted(policy, config)
+        reference = reference_of(policy, algorithm, reference)
         self.policy, self.config, self.version = policy, config, Version(0)
         self._algorithm = Algorithm.of(algorithm)
         self._learner = Learner(policy, self._algorithm, config, reference)
         self._optimizer = adamw(policy.module.parameters(), config)
-        self._value = _value_model(policy, self._algorithm, config)
+        self._value = self._value_model() if has_value_model(self._algorithm) else None
         self._clock: Clock = clock if clock is not None else WallClock()
         self._total_steps = total_steps
         self._waiting: list[Batch] = []
         self._update_state: dict[str, Any] = {}
         self._steps_at = [0]  # optimiser steps that the weights of each version have seen
+
+    def _value_model(self) -> ValueModel:
+        return ValueModel(self.policy, self._algorithm, self.config)
 
     def update(self, batch: Batch) -> Metrics:
         """Train on one batch and count one version.
@@ -93,10 +101,11 @@ class Trainer:
             DataError: a sample that cannot be trained on.
             ModelError: a loss or gradient is not finite.
         """
-        groups = batch.groups
+        needs = self._algorithm.config.requires
+        groups = trainable(batch, needs)
         for compose in self._algorithm.compose:
             groups = compose(groups)
-        data = assemble(batch, groups, self._algorithm.config.requires)
+        data = assemble(batch, groups, needs)
         tokens = self._learner.prepare(data, None if self._value is None else self._value.values)
         metrics = batch_metrics(data, tokens) | signal_metrics(data)
         parts = [
@@ -149,7 +158,8 @@ class Trainer:
         where = f"update {data.step}"
         self._optimizer.zero_grad(set_to_none=True)
         try:
-            metrics = self._learner.backward(data, tokens, samples)
+            with self._dropout(num_before):
+                metrics = self._learner.backward(data, tokens, samples)
             norm = guarded_step(self._optimizer, self.config.max_grad_norm, where)
         except ModelError:
             if self.config.nonfinite == "raise":
@@ -169,13 +179,22 @@ class Trainer:
             }
         )
 
+    def _dropout(self, num_before: int, rank: int = 0) -> AbstractContextManager[None]:
+        """What adapters leave out in one optimiser step is addressed: a run that is continued leaves out the same."""
+        adapters = self.policy.adapters
+        if adapters is None:
+            return nullcontext()
+        seed = stream_key(adapters.config.seed, "dropout", self.version, num_before, rank)
+        return adapters.dropout(seed, self.policy.device)
+
     def weights(self) -> dict[str, Tensor]:
-        """Hugging Face name -> tensor; the trainer's own memory, to be copied before the next update."""
+        """What engines get: Hugging Face name -> tensor, or adapters only (`Policy.weights`); the trainer's own memory, to be
+        copied before the next update."""
         return self.policy.weights()
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimisers, version and what the update atom remembers; tensors are the trainer's own memory."""
-        state = self._small_state() | {"weights": self.weights(), "optimizer": self._optimizer.state_dict()}
+        state = self._small_state() | {"weights": self.policy.state(), "optimizer": self._optimizer.state_dict()}
         return state if self._value is None else state | {"value": self._value.state_dict()}
 
     def _small_state(self) -> dict[str, Any]:
@@ -188,7 +207,7 @@ class Trainer:
             CheckpointError: the state belongs to another model or optimiser.
         """
         try:
-            self.policy.module.load_state_dict(state["weights"])
+            self.policy.load_state(state["weights"])
             self._optimizer.load_state_dict(state["optimizer"])
             self.version = int(state["version"])
             self._steps_at = [int(count) for count in state["steps_at"]]
@@ -205,9 +224,13 @@ class Trainer:
             ) from error
 
     def save(self, folder: Path, tokenizer: Any = None) -> None:
-        """Write the policy as a Hugging Face folder, `model`, and what `load` needs, `trainer.pt`."""
-        self.policy.save(folder / "model", tokenizer)
+        """Write the policy as a Hugging Face folder, `model` or `adapter`, and what `load` needs, `trainer.pt`."""
+        self.policy.save(folder / self._policy_folder, tokenizer)
         torch.save(self.state_dict(), folder / "trainer.pt")
+
+    @property
+    def _policy_folder(self) -> str:
+        return "model" if self.policy.adapters is None else "adapter"
 
     def load(self, folder: Path) -> None:
         """Continue exactly where `save` was called, by this trainer or by one of another number of ranks."""
@@ -216,6 +239,8 @@ class Trainer:
             from april.training.sharded_checkpoint import read_shards
 
             state |= read_shards(folder, self.policy.module, self._optimizer, state)
+            if self._value is not None and "value" in state:
+                state["value"] |= self._value.read_shards(folder, state["value"])
         self.load_state_dict(state)
 
     def submit(self, batch: Batch) -> None:
@@ -241,11 +266,25 @@ class Trainer:
 _SKIPPED: Metrics = {"optimizer_steps": Sum(0), "skipped_steps": Sum(1)}
 
 
-def _value_model(policy: Policy, algorithm: Algorithm, config: TrainerConfig) -> ValueModel | None:
-    """A value model where an atom reads values or an objective trains one."""
-    if algorithm.value_terms:
-        return ValueModel(policy, algorithm, config)
-    if algorithm.reads_values:
+def adapted(policy: Policy, config: TrainerConfig) -> Policy:
+    """What is trained of a policy: all of it, or new adapters on it where the recipe says so."""
+    return policy if config.lora is None or policy.adapters is not None else policy.adapted(config.lora)
+
+
+def reference_of(policy: Policy, algorithm: AlgorithmConfig, reference: Policy | None) -> Policy | None:
+    """The reference policy: what is given, else the base where adapters are trained and an atom reads one."""
+    if reference is None and policy.adapters is not None and "reference" in algorithm.requires:
+        return WithoutAdapters(policy)
+    return reference
+
+
+def has_value_model(algorithm: Algorithm) -> bool:
+    """Whether an objective trains a value model.
+
+    Raises:
+        RecipeError: none does, and an atom reads values.
+    """
+    if not algorithm.value_terms and algorithm.reads_values:
         raise RecipeError(
             "an atom reads values, and nothing trains a value model",
             where="algorithm.advantage, algorithm.objectives",
@@ -253,7 +292,7 @@ def _value_model(policy: Policy, algorithm: Algorithm, config: TrainerConfig) ->
             expected="an objective of the value model",
             hint="add algorithm.objectives.value = {}",
         )
-    return None
+    return bool(algorithm.value_terms)
 
 
 def _mean(numbers: list[float]) -> float:

@@ -117,11 +117,11 @@ class Learner:
     def signal(self, tokens: TokenBatch) -> Tensor:
         """bool (S,): samples that can give a gradient.
 
-        Without penalties and objectives a sample whose trained tokens all have advantage 0 cannot. Where an atom sees whole
-        groups, their samples go together.
+        One whose trained tokens all have advantage 0 cannot, unless penalties, objectives or the surrogate itself train it.
+        Where an atom sees whole groups, their samples go together.
         """
         active = tokens["trained"]
-        if not self.algorithm.terms:
+        if self.algorithm.zero_without_advantage:
             active = active & (tokens["advantage"] != 0)
         layout = tokens.layout
         own = layout.sum(active.double()) > 0
@@ -142,9 +142,11 @@ class Learner:
         chosen = torch.arange(len(samples))
         if self.config.skip_zero_advantage:
             chosen = chosen[self.signal(tokens)]
-        found = self._gradients(batch, tokens.take(chosen), samples[chosen])
+        measured = tokens.take(chosen)
+        found = self._gradients(batch, measured, samples[chosen])
         parts, totals = [part for part, _ in found], [total for _, total in found]
         metrics = merge(parts)
+        metrics["measured_fraction"] = Mean(float(measured["trained"].sum()), float(tokens["trained"].sum()))
         for name in totals[0] if totals else ():
             metrics[name] = Mean(float(sum(total[name] for total in totals)), 1)
         return metrics

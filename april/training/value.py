@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ class ValueModel:
     first values are 0 and an advantage is then the plain return.
 
     Attributes:
-        trunk: its copy of the policy; the vocabulary projection has no part in it.
-        head: (D) -> (1).
+        trunk: its copy of the policy with a `value_head`, (D) -> (1); the vocabulary projection has no part in it. Where the
+            policy has adapters, so has the trunk, on the same base, and only those and the head are trained.
         num_updates: batches it was trained on.
     """
 
@@ -42,11 +43,12 @@ class ValueModel:
         """
         self.trunk, self.num_updates = policy.copy(), 0
         width = int(self.trunk.module.config.get_text_config().hidden_size)
-        self.head = nn.Linear(width, 1, device=policy.device, dtype=policy.dtype)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        head = nn.Linear(width, 1, device=policy.device, dtype=policy.dtype)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        self.trunk.module.value_head = head
         self._algorithm, self._config = algorithm, config
-        self._optimizer = adamw([*self.trunk.module.parameters(), *self.head.parameters()], config.value)
+        self._optimizer = adamw(self.trunk.module.parameters(), config.value)
 
     @property
     def warming_up(self) -> bool:
@@ -60,7 +62,7 @@ class ValueModel:
         for micro in split(batch, samples, self._config.micro_batch_tokens, self.trunk):
             _, rows = batch.tokens.layout.take(micro)
             with torch.no_grad():
-                out[rows] = self._predicted(batch, micro).to("cpu", torch.float64)
+                out[rows] = self.trunk.response_values(sequences_of(batch, micro)).to("cpu", torch.float64)
         return out
 
     def update(self, batch: TrainingBatch, tokens: TokenBatch, parts: list[Tensor]) -> Metrics:
@@ -87,10 +89,7 @@ class ValueModel:
             return {}
         where = f"value model, update {batch.step}"
         try:
-            losses = [
-                self._backward(batch, tokens.take(chosen[micro]), samples[chosen[micro]], where)
-                for micro in split(batch, samples[chosen], self._config.micro_batch_tokens, self.trunk)
-            ]
+            losses = self._gradients(batch, tokens.take(chosen), samples[chosen], where)
             norm = guarded_step(self._optimizer, self._config.value.max_grad_norm, where)
         except ModelError:
             if self._config.nonfinite == "raise":
@@ -101,34 +100,41 @@ class ValueModel:
         metrics: Metrics = {name: Mean(sum(part[name] for part in losses), 1) for name in losses[0]}
         return metrics | {"value_grad_norm": Mean(norm, 1), "value_optimizer_steps": Sum(1)}
 
-    def _backward(self, batch: TrainingBatch, tokens: TokenBatch, samples: Tensor, where: str) -> dict[str, float]:
-        predicted = self._predicted(batch, samples)
-        total, parts = value_loss(self._algorithm, predicted, tokens.to(predicted.device, predicted.dtype))
-        if not bool(torch.isfinite(total)):
-            raise ModelError("the loss is not finite", where=where, got=float(total.detach()))
-        total.backward()  # type: ignore[no-untyped-call]
-        return {name: float(part) for name, part in parts.items()}
+    def _gradients(self, batch: TrainingBatch, tokens: TokenBatch, samples: Tensor, where: str) -> list[dict[str, float]]:
+        """Backward passes of all micro-batches, and their parts of the loss."""
+        found: list[dict[str, float]] = []
+        for micro in split(batch, samples, self._config.micro_batch_tokens, self.trunk):
+            total, parts = self._loss(batch, tokens.take(micro), samples[micro])
+            if not bool(torch.isfinite(total)):
+                raise ModelError("the loss is not finite", where=where, got=float(total.detach()))
+            total.backward()  # type: ignore[no-untyped-call]
+            found.append(parts)
+        return found
 
-    def _predicted(self, batch: TrainingBatch, samples: Tensor) -> Tensor:
-        sequences = sequences_of(batch, samples)
-        hidden = self.trunk.response_hidden(sequences).to(self.head.weight.dtype)
-        return self.head(hidden)[:, 0]  # type: ignore[no-any-return]
+    def _loss(self, batch: TrainingBatch, tokens: TokenBatch, samples: Tensor) -> tuple[Tensor, dict[str, float]]:
+        predicted = self.trunk.response_values(sequences_of(batch, samples))
+        total, parts = value_loss(self._algorithm, predicted, tokens.to(predicted.device, predicted.dtype))
+        return total, {name: float(part) for name, part in parts.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimiser and count; tensors are its own memory."""
         return {
-            "trunk": self.trunk.weights(),
-            "head": {name: tensor.detach() for name, tensor in self.head.state_dict().items()},
+            "weights": self.trunk.state(),
             "optimizer": self._optimizer.state_dict(),
             "num_updates": self.num_updates,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken."""
-        self.trunk.module.load_state_dict(state["trunk"])
-        self.head.load_state_dict(state["head"])
+        self.trunk.load_state(state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.num_updates = int(state["num_updates"])
+
+    def read_shards(self, folder: Path, small: Mapping[str, Any]) -> dict[str, Any]:
+        """What is missing in a state that several ranks wrote; see `april.training.sharded_checkpoint`."""
+        from april.training.sharded_checkpoint import VALUE_FOLDER, read_shards
+
+        return read_shards(folder / VALUE_FOLDER, self.trunk.module, self._optimizer, small)
 
 
 def _quality(tokens: TokenBatch) -> Metrics:

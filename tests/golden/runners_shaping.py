@@ -118,6 +118,7 @@ def _d3s(case: Case) -> Values:
     score = inputs["sample_adv"]
     chosen = widest(score, params["n_keep"])
     samples = per_sample([2] * len(score), advantage=score)
+    samples = samples.with_columns(token_ids=torch.arange(2 * len(score)))
     kept = max_variance_samples(samples["advantage"], samples, fraction=params["n_keep"] / len(score))
     keep = firsts(kept["trained"], samples)
     assert [index for index, one in enumerate(keep) if one] == chosen
@@ -136,9 +137,12 @@ def _d3s(case: Case) -> Values:
 @runs("d3s_schedule")
 def _d3s_schedule(case: Case) -> Values:
     params = case["params"]
-    ends = [allocation.SelectionLevel(params[f"n_{end}"], params[f"k_{end}"]) for end in ("init", "final")]
-    levels = [allocation.selection_level(progress, *ends) for progress in case["inputs"]["progress"]]
-    return {"n": [level.num_samples for level in levels], "k": [level.token_fraction for level in levels]}
+
+    def shares(name: str) -> list[float]:
+        at = [per_sample([1], step=[100 * progress]) for progress in case["inputs"]["progress"]]
+        return [adjust_entropy.share_of_step(tokens, params[f"{name}_init"], params[f"{name}_final"], 100) for tokens in at]
+
+    return {"n": shares("n"), "k": shares("k")}
 
 
 @runs("fapo_reward")

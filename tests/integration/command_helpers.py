@@ -23,6 +23,7 @@ TINY = (
     "evaluation.num_problems=4",
     "checkpoint.every_steps=1",
 )
+LABELS = ("where:", "got:", "expected:", "next:")
 
 
 @dataclass(frozen=True)
@@ -61,3 +62,14 @@ def caller(capfd: pytest.CaptureFixture[str]) -> Call:
 def tiny(folder: Path, *overrides: str) -> list[str]:
     """Arguments of a run of about a second."""
     return ["quickstart", *TINY, f"out={folder}", *overrides]
+
+
+def check_one_screen(called: Called, *texts: str) -> None:
+    """No traceback, at most 12 lines, every label, and each of the texts."""
+    assert called.code == 2 and called.out == "", called
+    lines = called.err.splitlines()
+    assert len(lines) <= 12 and lines[0].startswith("error: ") and "Traceback" not in called.err, called.err
+    for label in LABELS:
+        assert sum(line.strip().startswith(label) for line in lines) == 1, f"{label} is missing or twice:\n{called.err}"
+    for text in texts:
+        assert text in called.err, called.err

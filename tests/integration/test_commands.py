@@ -6,10 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tests.integration.command_helpers import Call, caller, tiny
+from tests.integration.command_helpers import Call, caller, check_one_screen, tiny
 
 PROMISED = {
     "accuracy_before", "accuracy_after", "n_eval", "steps", "samples_trained", "tokens_generated", "wall_s", "rollout_s",
@@ -143,6 +144,18 @@ def test_report_is_written_again(call: Call, finished: Path, tmp_path: Path) -> 
     called = call("report", finished, "--out", tmp_path / "again.html")
     assert called.code == 0 and called.out.strip() == str(tmp_path / "again.html")
     assert "<html" in (tmp_path / "again.html").read_text()
+    assert call("report", finished, "--json").json == {"report": str(finished / "report.html")}
+
+
+def test_export_says_where_the_policy_is(call: Call, finished: Path, tmp_path: Path) -> None:
+    assert call("export", finished, tmp_path / "policy", "--json").json == {"folder": str(tmp_path / "policy")}
+    assert (tmp_path / "policy" / "config.json").is_file()
+
+
+def test_the_version_is_that_of_the_package(call: Call) -> None:
+    import april
+
+    assert call("--version").out == f"april {april.__version__}\n"
 
 
 def test_config_says_where_each_value_comes_from(call: Call, tmp_path: Path) -> None:
@@ -204,9 +217,29 @@ def test_compare_two_schedules_over_one_seed(call: Call, tmp_path: Path) -> None
     called = call(*arguments, "--json")
     result = called.json
     assert called.code == 0 and result["seeds"] == 1 and list(result["arms"]) == ["april", "sync"]
-    assert result["speedups"]["april"]["rollout"]["runs"][0] > 0 and (tmp_path / "both" / "comparison.html").stat().st_size > 0
+    assert result["speedups"]["april"]["steps"]["runs"][0] > 0 and (tmp_path / "both" / "comparison.html").stat().st_size > 0
     assert not (tmp_path / "unused").exists()
     before = (tmp_path / "both" / "april-seed0" / "summary.json").stat().st_mtime_ns
     again = call(*arguments)
     assert again.code == 0 and "comparison.html" in again.out
     assert (tmp_path / "both" / "april-seed0" / "summary.json").stat().st_mtime_ns == before, "a finished run is kept"
+    other = call(*arguments, "steps=3", "training.lr=1")
+    check_one_screen(other, "has another recipe (2 values)", str(tmp_path / "both" / "april-seed0"), "steps: 2 -> 3", "--out")
+    assert (tmp_path / "both" / "april-seed0" / "summary.json").stat().st_mtime_ns == before, "nothing is run or written"
+    status = tmp_path / "both" / "april-seed0" / "status.json"
+    status.write_text(status.read_text().replace('"finished"', '"interrupted"'))
+    assert call(*arguments).code == 0
+    assert (tmp_path / "both" / "april-seed0" / "summary.json").stat().st_mtime_ns > before, "an interrupted one is run again"
+
+
+def test_compare_begins_no_run_after_one_that_fails(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[list[str]] = []
+
+    def failing(command: list[str], **_: object) -> SimpleNamespace:
+        begun.append(command)
+        return SimpleNamespace(returncode=7)
+
+    monkeypatch.setattr("april.cli.compare.subprocess.run", failing)
+    called = call("compare", *tiny(tmp_path / "unused"), "--out", tmp_path / "both{x}")
+    assert called.code == 7 and len(begun) == 1
+    assert f'out="{tmp_path}/both{{{{x}}}}/april-seed0"' in begun[0], "a folder's braces are no gaps to be filled"

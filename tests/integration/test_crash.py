@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
+from april.observe.sinks import read_jsonl
 from tests.integration.crash_helpers import check_updates, final_weights, recipe_for, run_and_kill, run_logged
 
 SYNC = ("schedule.type=sync",)
@@ -80,6 +82,25 @@ def test_updates_behind_the_newest_checkpoint_are_done_again(tmp_path: Path, who
     run_logged(folder, True, SYNC)
     assert same_bits(folder, whole_sync)
     check_updates(folder, 4)
+
+
+def test_without_a_journal_the_records_are_those_of_the_steps_that_count(tmp_path: Path) -> None:
+    folder, overrides = tmp_path / "run", (*SYNC, "checkpoint.journal=false", "observe.transcripts_every_steps=1")
+    folder.mkdir()
+    run_logged(folder, False, overrides)
+    before = {name: read_jsonl(folder / f"{name}.jsonl") for name in ("metrics", "evaluations", "lengths", "timeline")}
+    shutil.rmtree(folder / "checkpoints" / "step-000004")  # as if the crash had come before it was written
+    run_logged(folder, True, (*overrides, "training.lr=1e-9"))
+    metrics, evaluations, lengths, timeline = (read_jsonl(folder / f"{name}.jsonl") for name in before)
+    assert metrics[:2] == before["metrics"][:2] and [row["step"] for row in metrics] == [0, 1, 2, 3]
+    assert metrics[1]["lr"] > 1e-6 > 1e-9 >= metrics[2]["lr"] > 0 and metrics[3]["time_s"] > metrics[2]["time_s"]
+    assert [record["step"] for record in evaluations] == [0, 4] and evaluations[0] == before["evaluations"][0]
+    assert evaluations[1]["time_s"] > metrics[3]["time_s"]
+    assert [record["step"] for record in lengths] == [step for step in range(4) for _ in range(4)]
+    texts = [(record["source"], record["step"]) for record in read_jsonl(folder / "transcripts.jsonl")]
+    assert len(texts) == 8 and {("train", step) for step in range(4)} == set(texts)
+    spans = [record for record in timeline if record.get("track") == "driver"]
+    assert all(one["end_s"] <= other["start_s"] for one, other in pairwise(spans)), "nothing runs twice at once"
 
 
 @pytest.mark.slow

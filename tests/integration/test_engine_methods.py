@@ -184,3 +184,14 @@ def test_adaptive_temperatures_need_entropies(tmp_path: Path) -> None:
         resolve(recipe(tmp_path, sampling={"adaptive_temperature": 0.05}))
     off = recipe(tmp_path, algorithm={"preset": "hapo"}, sampling={"adaptive_temperature": 0.0})
     assert resolve(off).recipe.sampling.adaptive_temperature == 0.0
+
+
+def test_metrics_say_what_drafts_do_and_what_kv_was_there(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    drafts = {"max_running": 16, "max_draft_tokens": 3, "draft_match_tokens": 1, "draft_adaptive": False}
+    given = recipe(tmp_path / "run", engine=drafts, schedule=SYNC, evaluation={"num_problems": 2, "modes": ["greedy"]})
+    april.train(given, reward=oddness, on_step=rows.append, quiet=None)
+    assert all(0 < row["accepted_tokens"] < row["drafted_tokens"] and row["speculation"] == "on" for row in rows)
+    assert all(row["shared_tokens"] > 0 == row["forked_tokens"] == row["resumed_tokens"] for row in rows)
+    april.train(recipe(tmp_path / "plain", schedule=SYNC), reward=oddness, on_step=rows.append, quiet=None)
+    assert (rows[-1]["drafted_tokens"], rows[-1]["accepted_tokens"], rows[-1]["speculation"]) == (0, 0, "off")

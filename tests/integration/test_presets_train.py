@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from april.config.load import recipe_names
 from april.core.group import Group
 from april.models.policy import Policy
-from tests.integration.preset_rollouts import LINE, Outcome, moved_policy, outcome_of, rollouts
+from tests.integration.preset_rollouts import LINE, Outcome, executed, moved_policy, outcome_of, pulls, rollouts
 
 pytestmark = pytest.mark.slow
 Effect = Callable[[Outcome, Outcome], bool]
@@ -65,6 +64,14 @@ def learns_from_constant(own: Outcome, _: Outcome) -> bool:
     return float(advantage(own)[constant(own)].abs().max()) > 1e-3
 
 
+def minus_greedy(own: Outcome, _: Outcome) -> bool:
+    """The credit is the reward minus that of the group's greedy answer, which does not train."""
+    if "baseline" not in own.tokens or any(sample.spec.greedy for sample in own.data.samples):
+        return False
+    greedy = own.sample("baseline")
+    return torch.equal(advantage(own), judged(own) - greedy) and set(greedy.tolist()) == {0.0, 1.0}
+
+
 def other_credit(own: Outcome, grpo: Outcome) -> bool:
     """On the same samples the credit is not GRPO's, nor a multiple of it in each group."""
     if len(advantage(own)) != len(advantage(grpo)):
@@ -88,10 +95,117 @@ def both(*effects: Effect) -> Effect:
     return lambda own, grpo: all(effect(own, grpo) for effect in effects)
 
 
-def clips_alone(own: Outcome, _: Outcome) -> bool:
-    """Ratios are at their bounds, which are not GRPO's."""
-    given: Any = own.config.bounds
-    return own.most("clip_fraction") > 0 and not (given is not None and given.type == "constant" and given.high == 1.2)
+def clips(mechanism: Callable[[Outcome], bool]) -> Effect:
+    """A bound acts in training, and acts as the preset's own does."""
+    return lambda own, _: own.most("clip_fraction") > 0 and mechanism(own)
+
+
+def all_are(values: Tensor, expected: float) -> bool:
+    """Whether there are values, all of them this one."""
+    known = values[~values.isnan()]
+    return len(known) > 0 and bool(((known - expected).abs() < 1e-9).all())
+
+
+def raised(outcome: Outcome) -> Tensor:
+    """bool (N,): tokens that the credit makes likelier."""
+    return outcome.tokens["trained"] & (outcome.tokens["advantage"] > 0)
+
+
+def lowered(outcome: Outcome) -> Tensor:
+    return outcome.tokens["trained"] & (outcome.tokens["advantage"] < 0)
+
+
+def wider_above(high: float, low: float = 0.8) -> Callable[[Outcome], bool]:
+    """The pull of what rises is as free as the ratio up to `high` and none beyond; of what falls down to `low`."""
+
+    def seen(own: Outcome) -> bool:
+        up, down = raised(own), lowered(own)
+        free = all_are(pulls(own, high - 0.02)[up], high - 0.02) and all_are(pulls(own, low + 0.02)[down], low + 0.02)
+        return free and all_are(pulls(own, high + 0.02)[up], 0) and all_are(pulls(own, low - 0.02)[down], 0)
+
+    return seen
+
+
+def by_entropy(own: Outcome) -> bool:
+    """At one ratio uncertain tokens that rise are free, and certain ones that fall; the others are clipped."""
+    entropy, splits = own.tokens["entropy"], []
+    for ratio, side, sign in ((1.3, raised(own), 1), (0.7, lowered(own), -1)):
+        pull = pulls(own, ratio)
+        free, stopped = (sign * entropy[side & mask] for mask in (pull > 0, pull == 0))
+        splits.append(len(free) > 0 and len(stopped) > 0 and float(free.min()) > float(stopped.max()))
+    return all(splits)
+
+
+def keeps_capped_pull(cap: float) -> Callable[[Outcome], bool]:
+    """Beyond the bound what rises is pulled as at the bound."""
+    return lambda own: all_are(pulls(own, 2.0)[raised(own)], cap)
+
+
+def bounds_the_weight(cap: float) -> Callable[[Outcome], bool]:
+    """The weight of every token, rising or falling, is its ratio up to `cap`."""
+
+    def seen(own: Outcome) -> bool:
+        either = raised(own) | lowered(own)
+        return all_are(pulls(own, 2.0)[either], cap) and all_are(pulls(own, 0.5)[either], 0.5)
+
+    return seen
+
+
+def tapers_failures(own: Outcome) -> bool:
+    """Solved samples have full weight at any ratio, the others their ratio up to 1."""
+    solved, failed = own.tokens["correct"] > 0, own.tokens["correct"] == 0
+    halved, doubled = pulls(own, 0.5), pulls(own, 2.0)
+    return all_are(halved[solved], 1) and all_are(halved[failed], 0.5) and all_are(doubled, 1)
+
+
+def bounds_probability(own: Outcome) -> bool:
+    """At one ratio the tokens that rise stop exactly where their probability grew by more than 0.2."""
+    pull, grown = pulls(own, 1.3), 0.3 * own.tokens["behaviour"].exp()
+    up = raised(own) & ~pull.isnan()
+    return bool(((pull == 0) == (grown > 0.2))[up].all()) and 0 < int((pull[up] == 0).sum()) < int(up.sum())
+
+
+def has_a_budget(own: Outcome) -> bool:
+    """How far a token may go depends on how many go far: a twentieth at 1.7 is free while as many at 3 stop; all at 1.7 stop."""
+    tokens, up = own.tokens, raised(own).nonzero().squeeze(-1)
+    harmful = int((raised(own) | lowered(own)).sum())
+    creeping = 1 + 1e-3 * tokens["advantage"].sign()
+
+    def pulled(*moves: tuple[Tensor, float]) -> Tensor:
+        ratios = creeping.clone()
+        for chosen, ratio in moves:
+            ratios[chosen] = ratio
+        return pulls(own, ratios)
+
+    few, others = up[: harmful // 20], up[harmful // 20 : 2 * (harmful // 20)]
+    spread, crowd = pulled((few, 1.7), (few[:1], 1.8), (others, 3.0)), pulled((up, 1.7))
+    return all_are(spread[few[1:]], 1.7) and all_are(spread[others], 0) and all_are(crowd[up], 0)
+
+
+def follows_the_policy(own: Outcome) -> bool:
+    """The bounds stand around where the policy before the update is, not around the one that sampled."""
+    up = raised(own)
+    free = all_are(pulls(own, 1.6, moved=1.5)[up], 1.6) and all_are(pulls(own, 1.1)[up], 1.1)
+    return free and all_are(pulls(own, 1.8, moved=1.5)[up], 0) and all_are(pulls(own, 1.6)[up], 0)
+
+
+def ladder(own: Outcome, _: Outcome) -> bool:
+    """Programs that pass earn more than 0.5, the fast ones 1; the others by how far they came."""
+    reward, right = own.sample("reward"), own.sample("correct") > 0
+    fast, slow = float(reward[right].max()), float(reward[right].min())
+    return fast > 0.99 and 0.5 < slow < 0.6 and {round(x, 6) for x in reward[~right].tolist()} == {-0.3, -0.6, -1.0}
+
+
+def gains(own: Outcome, _: Outcome) -> bool:
+    """Programs that pass earn by their speed against the one to improve; all others have broken it."""
+    reward, right = own.sample("reward"), own.sample("correct") > 0
+    fast, slow = float(reward[right].max()), float(reward[right].min())
+    return abs(fast - 0.6404) < 1e-3 and fast - slow > 1e-3 and all_are(reward[~right], -0.3)
+
+
+def weighs_the_query(own: Outcome, _: Outcome) -> bool:
+    """The weighted parts of what the queries did, the best of them 9."""
+    return {round(x, 6) for x in own.sample("reward").tolist()} == {9.0, 7.0, 6.0, 2.5, 2.0, 5.0, 0.0}
 
 
 def whitened(own: Outcome, _: Outcome) -> bool:
@@ -179,7 +293,7 @@ EFFECTS: dict[str, tuple[Effect, list[str]]] = {
     "reinforce": (learns_from_constant, []),
     "reinforce_pp": (both(learns_from_constant, whitened), []),
     "reinforce_pp_baseline": (whitened, []),
-    "remax": (learns_from_constant, []),
+    "remax": (minus_greedy, []),
     "pvpo": (learns_from_constant, []),
     "weighted_reinforce": (extremes, []),
     "ppo": (both(inside, acts("value_loss")), []),
@@ -191,12 +305,12 @@ EFFECTS: dict[str, tuple[Effect, list[str]]] = {
     "tree_grpo": (other_credit, NODES),
     "branch_grpo": (inside, NODES),
     "polychromic": (learns_from_constant, []),
-    "dapo": (both(filters, clips_alone), []),
+    "dapo": (both(filters, clips(wider_above(1.28))), []),
     "dapo_overlong": (both(filters, selects), []),
     "gpg": (filters, []),
     "ktae": (both(filters, inside), []),
-    "hapo": (both(filters, clips_alone), []),
-    "aepo": (both(inside, clips_alone), []),
+    "hapo": (both(filters, clips(by_entropy)), []),
+    "aepo": (both(inside, clips(keeps_capped_pull(1.28))), []),
     "entropy_advantage": (inside, []),
     "ettrl": (other_credit, []),
     "top_entropy": (sure_of_few, []),
@@ -205,24 +319,24 @@ EFFECTS: dict[str, tuple[Effect, list[str]]] = {
     "gspo": (same_ratio, []),
     "gspo_token": (same_ratio, []),
     "luspo": (same_ratio, []),
-    "gmpo": (clips_alone, []),
-    "cispo": (clips_alone, []),
-    "truncated_gradient": (clips_alone, []),
-    "topr": (clips_alone, []),
+    "gmpo": (clips(wider_above(1.49182, 0.67032)), []),
+    "cispo": (clips(bounds_the_weight(1.28)), []),
+    "truncated_gradient": (clips(bounds_the_weight(1.0)), []),
+    "topr": (clips(tapers_failures), []),
     "sapo": (moved_unclipped, []),
     "kimi_k1_5": (moved_unclipped, []),
     "vespo": (moved_unclipped, []),
-    "dppo": (clips_alone, []),
+    "dppo": (clips(bounds_probability), []),
     "tis": (acts("weight_changed_fraction"), []),
     "icepop": (acts("mask_dropped_fraction"), []),
     "decoupled_ppo": (acts("mask_dropped_fraction"), ["algorithm.weights.mask.high=2.0"]),
     "mis": (acts("mask_dropped_fraction"), []),
-    "m2po": (clips_alone, []),
+    "m2po": (clips(has_a_budget), []),
     "m2po_mask": (acts("m2po_dropped_fraction"), []),
     "opsm": (acts("opsm_dropped_fraction"), []),
     "clip_cov": (acts("clip_cov_dropped_fraction"), []),
     "kl_cov": (acts("kl_cov_loss"), []),
-    "remix": (both(acts("kl_convex_loss"), clips_alone), []),
+    "remix": (both(acts("kl_convex_loss"), clips(follows_the_policy)), []),
     "grpo_kl": (both(acts("k3_loss"), acts("kl_reference")), []),
     "kl_in_reward": (reshaped, []),
     "entropy_regularised": (lambda own, _: min(row.get("entropy_loss", 0.0) for row in own.rows) < 0, []),
@@ -241,9 +355,9 @@ EFFECTS: dict[str, tuple[Effect, list[str]]] = {
     "masa": (lambda own, _: not torch.allclose(own.sample("reward"), judged(own)), []),
     "xrouter": (reshaped, []),
     "router_r1": (reshaped, []),
-    "acecode": (reshaped, []),
-    "afterburner": (reshaped, []),
-    "reex_sql": (reshaped, []),
+    "acecode": (both(reshaped, ladder), []),
+    "afterburner": (both(reshaped, gains), []),
+    "reex_sql": (both(reshaped, weighs_the_query), []),
     "sfpo": (lambda own, _: own.rows[0]["optimizer_steps"] == 8 and own.rows[0]["reposition_alpha"] == 0.8, []),
     "adept": (lambda own, _: [row["optimizer_steps"] for row in own.rows] == [2, 4], ["algorithm.update.max_kl=100.0"]),
 }
@@ -273,7 +387,7 @@ def test_every_preset_has_an_effect_to_show() -> None:
 
 
 def test_the_rollouts_have_what_presets_need(groups: tuple[Group, ...], grpo: Outcome) -> None:
-    accuracy = [sum(outcome.correct for outcome in group.outcomes) for group in groups]  # type: ignore[union-attr]
+    accuracy = [sum(reward.correct for _, reward in group.sampled.rewarded) for group in groups]
     assert sum(0 < right < 8 for right in accuracy) >= 2 and 8 in accuracy
     assert {sample.stop for group in groups for sample in group.samples} == {"eos", "length"}
     assert (
@@ -285,7 +399,7 @@ def test_the_rollouts_have_what_presets_need(groups: tuple[Group, ...], grpo: Ou
 @pytest.mark.parametrize("name", EFFECTS)
 def test_the_preset_trains_and_shows_its_effect(name: str, groups: tuple[Group, ...], grpo: Outcome) -> None:
     effect, extra = EFFECTS[name]
-    own = outcome_of(name, groups, *policies(), extra)
+    own = outcome_of(name, executed(name, groups), *policies(), extra)
     assert all(math.isfinite(row["loss"]) for row in own.rows)
     assert sum(row["optimizer_steps"] for row in own.rows) >= 2 and own.most("grad_norm") > 0
     assert effect(own, grpo), {key: value for row in own.rows for key, value in row.items()}

@@ -20,7 +20,7 @@ from april.core.random import stream_key
 from april.core.sample import Sample
 from april.engines.scripted import Reply, ScriptedEngine
 from april.rollout.driver import Driver
-from april.rollout.view import Schedule
+from april.rollout.view import Schedule, overlaps
 
 SCHEDULES: dict[str, dict[str, Any]] = {
     "sync": {"type": "sync"},
@@ -127,6 +127,12 @@ def drive(
     return driver, batches
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_says_whether_it_generates_in_updates(name: str) -> None:
+    driver, _ = drive(SCHEDULES[name], 40.0, replies=long_tailed(3, 12, 64, sigma=1.1), steps=6)
+    assert driver.schedule.ran_in_update == overlaps(driver.schedule.inner)
+
+
 def members(batches: list[Batch]) -> list[list[GroupId]]:
     return [[group.id for group in batch.groups] for batch in batches]
 
@@ -139,6 +145,7 @@ def worlds(draw: st.DrawFn) -> dict[str, Any]:
         "train_s": draw(st.sampled_from([0.0, 3.0, 40.0, 400.0])),
         "groups": draw(st.integers(1, 4)),
         "size": draw(st.integers(1, 3)),
+        "greedy": draw(st.integers(0, 1)),
         "breaks": draw(st.booleans()),
         "filtered": draw(st.booleans()),
         "slow_rewards": draw(st.booleans()),
@@ -170,6 +177,7 @@ def play(name: str, world: dict[str, Any]) -> tuple[Driver, list[Batch]]:
         replies=replies,
         groups_per_step=world["groups"],
         group_size=world["size"],
+        greedy_members=world["greedy"],
         steps=6,
         group_filters=filters,
         outcome=outcome,
@@ -193,7 +201,10 @@ def check_run(name: str, world: dict[str, Any], driver: Driver, batches: list[Ba
             if name in ONE_VERSION:
                 assert all(sample.num_segments <= 1 for sample in group.samples)
             spare = SCHEDULES[name].get("redundant_samples", 0)
-            assert len(group.samples) == world["size"] + spare
+            assert [sample.spec.greedy for sample in group.samples] == [False] * (world["size"] + spare) + [True] * world[
+                "greedy"
+            ]
+            assert len(group.rewarded) - len(group.sampled.rewarded) == world["greedy"], "a baseline is missing"
             for sample, _ in group.rewarded:
                 assert sample.token_ids.tolist() == list(range(len(sample))) and sample.stop == "eos"
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from april.algorithms.advantages.statistics import constant
 from april.algorithms.columns import Layout, TokenBatch, group_moments
 from april.algorithms.rewards.length import length_cosine
 
 
 def whiten(advantage: Tensor, tokens: TokenBatch, *, eps: float = 1e-8, shift: bool = True) -> Tensor:
     """(A - mean) / sqrt(var + eps) over all masked-in tokens of the batch, var with n - 1; unchanged below two tokens.
+
+    Exactly 0 where all tokens agree, unless the mean stays.
 
     Source: REINFORCE++ (Hu et al. 2025, arXiv 2501.03262), global batch normalisation.
 
@@ -26,9 +29,11 @@ def whiten(advantage: Tensor, tokens: TokenBatch, *, eps: float = 1e-8, shift: b
     if len(inside) < 2:
         return advantage
     mean = inside.mean()
-    scale = torch.rsqrt(inside.var(correction=1) + eps)
+    squares = (inside - mean).square().sum()
+    scale = torch.rsqrt(squares / (len(inside) - 1) + eps)
     white = (advantage - mean) * scale if shift else advantage * scale
-    return torch.where(mask, white, torch.zeros_like(white))
+    silent = shift & constant(mean, squares, mask.sum())
+    return torch.where(mask & ~silent, white, torch.zeros_like(white))
 
 
 def scale_signs(advantage: Tensor, tokens: TokenBatch, *, positive: float = 0.1, negative: float = 1.0) -> Tensor:

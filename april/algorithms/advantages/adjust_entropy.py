@@ -140,6 +140,8 @@ def top_tokens(
     tokens: TokenBatch,
     *,
     fraction: float = 0.2,
+    final_fraction: float | None = None,
+    over_steps: int | None = None,
     by: Literal["entropy", "advantage_entropy"] = "entropy",
     renormalise: bool = False,
 ) -> dict[str, Tensor]:
@@ -150,8 +152,10 @@ def top_tokens(
 
     Args:
         advantage: (N,).
-        tokens: needs "entropy", "mask", "trained". A token without a known entropy has key 0.
+        tokens: needs "entropy", "mask", "trained", and "step" where the share follows it. A token without a known entropy has
+            key 0.
         fraction: share of the batch's tokens inside the mask that is kept.
+        final_fraction, over_steps: see `share_of_step`.
         by: the key.
         renormalise: the others leave the denominators too.
 
@@ -160,7 +164,22 @@ def top_tokens(
     """
     entropy, _ = known_entropy(tokens)
     key = entropy * advantage.abs() if by == "advantage_entropy" else entropy
-    return kept_tokens(advantage, tokens, top_keys(key, tokens["mask"], fraction), renormalise=renormalise)
+    share = share_of_step(tokens, fraction, final_fraction, over_steps)
+    return kept_tokens(advantage, tokens, top_keys(key, tokens["mask"], share), renormalise=renormalise)
+
+
+def share_of_step(tokens: TokenBatch, first: float, last: float | None, over_steps: int | None) -> float:
+    """A share that goes in a straight line from `first` at update 0 to `last` at update `over_steps`, and stays there.
+
+    Source: D3S (arXiv 2509.22115), dynamic schedule; its end points are not published.
+
+    Args:
+        tokens: needs "step", unless the share stays.
+        first, last, over_steps: `first` all the time without the others.
+    """
+    if last is None or over_steps is None or len(tokens["step"]) == 0:
+        return first
+    return first + (last - first) * min(int(tokens["step"][0]) / over_steps, 1.0)
 
 
 def top_keys(key: Tensor, mask: Tensor, fraction: float) -> Tensor:

@@ -24,12 +24,12 @@ def group_relative(
     """A = (R - mean of the group) / (std of the group + eps); exactly 0 where all members agree.
 
     Source: GRPO (Shao et al. 2024, arXiv 2402.03300), section 4.1.1; without std: Dr.GRPO (Liu et al. 2025,
-    arXiv 2503.20783); std of the batch: Liu et al. 2025 (arXiv 2508.08221).
+    arXiv 2503.20783); std of the batch: Liu et al. 2025 (arXiv 2508.08221); of the siblings: NeMo-RL 0.7.
 
     Args:
         tokens: needs "reward", constant within a sample.
-        std: divide by the standard deviation of the group with n - 1 ("sample") or with n ("population"), of all samples of
-            the batch ("batch"), or by nothing ("none").
+        std: divide by the standard deviation of the group with n - 1 ("sample") or with n ("population"), of the siblings
+            alone, where they differ ("siblings"), of all samples of the batch ("batch"), or by nothing ("none").
         eps: added to the standard deviation.
         leave_one_out: subtract the mean of the siblings, not of the whole group.
         singleton: what a sample without siblings gets: 0, or its reward.
@@ -93,9 +93,20 @@ def maximum_likelihood(tokens: TokenBatch, *, eps: float = 1e-6) -> Tensor:
 
     Returns:
         (N,).
+
+    Raises:
+        DataError: a reward is below 0, where the mean says nothing of how rare success is.
     """
     layout = tokens.layout
     reward = layout.first(tokens["reward"])
+    if bool((reward < 0).any()):
+        raise DataError(
+            "the mean of the rewards is no rate of success",
+            where="algorithm.advantage 'maximum_likelihood', algorithm.reward",
+            got=f"a reward of {float(reward.min()):g}",
+            expected="rewards of at least 0",
+            hint="leave out reward transforms that punish, or give wrong answers 0",
+        )
     mean, squares, count = moments(reward, layout.group_of_sample, layout.num_groups)
     dead = constant(mean, squares, count) | (count < 2) | (mean <= eps)
     return layout.spread(torch.where(dead, torch.zeros_like(reward), (reward - mean) / (mean.clamp(min=eps) + eps)))
@@ -154,13 +165,13 @@ def decoupled(tokens: TokenBatch, *, parts: Mapping[str, float], std: Scale = "s
         DataError: no sample of the batch has one of the parts.
     """
     layout = tokens.layout
-    advantage = torch.zeros(layout.num_samples, dtype=tokens["reward"].dtype, device=layout.offsets.device)
+    credits = []
     for name, weight in _named(parts).items():
         part = _part(tokens, name)
         there = (~part.isnan()).nonzero().squeeze(1)
         credit = normalised(part[there], layout.group_of_sample[there], layout.num_groups, std=std, eps=eps)
-        advantage = advantage.index_add(0, there, weight * credit)
-    return layout.spread(advantage)
+        credits.append(torch.zeros_like(part).index_add(0, there, weight * credit))
+    return layout.spread(torch.stack(credits).sum(0))
 
 
 def _named(weights: Mapping[str, float]) -> dict[str, float]:

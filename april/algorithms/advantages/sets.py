@@ -10,7 +10,7 @@ from torch import Tensor
 from april.algorithms.advantages.returns import gae
 from april.algorithms.columns import Layout, TokenBatch
 from april.algorithms.prefix_tree import positions
-from april.algorithms.steps import Steps, fingerprints
+from april.algorithms.steps import Steps, fingerprints, responses
 
 
 def polychromic(
@@ -26,6 +26,8 @@ def polychromic(
     lam: float = 0.95,
 ) -> Tensor:
     """f(set) = mean return * share of different members; A = mean over the sample's sets of f(set) - mean f of the group.
+
+    Which members a set has is drawn by their responses, whatever the order of the batch.
 
     Source: Poly-PPO (Hamid et al. 2025, arXiv 2509.25424). The only state that sets start from is the prompt.
 
@@ -48,7 +50,7 @@ def polychromic(
     reward = layout.first(tokens["reward"])
     signatures = _signatures(tokens, signature, delimiter_ids)
     advantage = torch.zeros_like(reward)
-    for members in _by_size(layout):
+    for members in _by_size(layout, reward, responses(tokens)):
         if members.shape[1] < set_size:
             continue
         local = drawn_sets(members.shape[1], set_size, num_sets, seed).to(members.device)
@@ -98,18 +100,20 @@ def drawn_sets(size: int, set_size: int, num_sets: int, seed: int) -> Tensor:
 
 
 def _signatures(tokens: TokenBatch, signature: str, delimiter_ids: tuple[int, ...]) -> Tensor:
-    layout, ids = tokens.layout, tokens["token_ids"]
+    ids = tokens["token_ids"]
     if signature == "response":
-        return fingerprints(ids, layout.sample_of_token, positions(layout), layout.num_samples)
+        return responses(tokens)
     steps = Steps.of(tokens, delimiter_ids)
     starts = torch.searchsorted(steps.step_of_token, torch.arange(len(steps.sample), device=ids.device))
     place = torch.arange(len(ids), device=ids.device) - starts[steps.step_of_token]
     return fingerprints(ids, steps.step_of_token, place, len(steps.sample))[steps.last]
 
 
-def _by_size(layout: Layout) -> list[Tensor]:
-    """Samples of the groups of each size, int64 (groups, size)."""
-    order = torch.argsort(layout.group_of_sample, stable=True)
+def _by_size(layout: Layout, *keys: Tensor) -> list[Tensor]:
+    """Samples of the groups of each size, int64 (groups, size), each group ordered by the keys (S,), the last one first."""
+    order = torch.arange(layout.num_samples, device=layout.offsets.device)
+    for key in (*keys, layout.group_of_sample):
+        order = order[key[order].argsort(stable=True)]
     sizes = torch.bincount(layout.group_of_sample, minlength=layout.num_groups)
     starts = sizes.cumsum(0) - sizes
     out = []

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Scale = Literal["sample", "population", "batch", "none"]
+Scale = Literal["sample", "population", "siblings", "batch", "none"]
 
 
 def joined(*keys: Tensor) -> tuple[Tensor, int]:
@@ -61,7 +61,8 @@ def normalised(
         values: (R,).
         ids: int64 (R,), below `num`.
         num: number of ids.
-        std: with n - 1 ("sample"), with n ("population"), that of all rows together with n - 1 ("batch"), or 1 ("none").
+        std: with n - 1 ("sample"), with n ("population"), of the other rows alone ("siblings", see `siblings_std`), that of all
+            rows together with n - 1 ("batch"), or 1 ("none").
         eps: added to the standard deviation.
         leave_one_out: subtract the mean of the other rows, not of all.
         singleton: what a row without siblings gets: 0, or its value as if mean were 0 and std 1.
@@ -72,12 +73,29 @@ def normalised(
         centred = centred * count / (count - 1).clamp(min=1)
     if std == "batch":
         centred = centred / (values.std(correction=min(1, len(values) - 1)) + eps)
+    elif std == "siblings":
+        deviation = siblings_std(values - mean, squares, count)
+        centred = torch.where(deviation > 0, centred / (deviation + eps), centred)
     elif std != "none":
         free = (count - 1).clamp(min=1) if std == "sample" else count
         centred = centred / ((squares / free).sqrt() + eps)
     centred = torch.where(constant(mean, squares, count), torch.zeros_like(centred), centred)
     alone = values / (1 + eps) if std != "none" else values
     return torch.where(count > 1, centred, alone if singleton == "raw" else torch.zeros_like(alone))
+
+
+def siblings_std(centred: Tensor, squares: Tensor, count: Tensor) -> Tensor:
+    """(R,): standard deviation of the other rows with the same id, with n - 2; exactly 0 where they agree or are fewer than two.
+
+    Source: NeMo-RL 0.7, `calculate_baseline_and_std_per_prompt` with a leave-one-out baseline.
+
+    Args:
+        centred: value - mean (R,).
+        squares, count: as `moments` gives them.
+    """
+    others = squares - centred.square() * count / (count - 1).clamp(min=1)
+    rounding = 8 * torch.finfo(squares.dtype).eps * count * squares
+    return torch.where((count > 2) & (others > rounding), others.clamp(min=0) / (count - 2).clamp(min=1), 0 * others).sqrt()
 
 
 def decayed_sums(values: Tensor, decay: Tensor, longest: int) -> Tensor:

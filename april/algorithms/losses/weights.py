@@ -13,6 +13,8 @@ from torch import Tensor
 
 from april.algorithms.columns import TokenBatch
 from april.algorithms.losses.ratio import LIMIT
+from april.algorithms.prefix_tree import mixed, positions
+from april.algorithms.steps import responses
 
 Level = Literal["token", "sequence", "sequence_mean"]
 
@@ -170,24 +172,35 @@ def second_moment(tokens: TokenBatch, *, budget: float = 0.04) -> Tensor:
     return keep.to(tokens["behaviour"].dtype)
 
 
-def clip_covariance(tokens: TokenBatch, *, fraction: float = 0.0002, low: float = 1.0, high: float = 5.0) -> Tensor:
-    """0 for a small share of the tokens whose covariance of advantage and log-prob lies between low and high, else 1.
+def clip_covariance(
+    tokens: TokenBatch, *, fraction: float = 0.0002, low: float = 1.0, high: float = 5.0, seed: int = 0
+) -> Tensor:
+    """0 for a few random ones of the tokens whose covariance of advantage and log-prob lies between low and high, else 1.
 
-    These tokens bring entropy down most. Source: Clip-Cov (arXiv 2505.22617), which draws them at random between the
-    bounds; here the largest are taken.
+    These tokens bring entropy down most. The draw is a function of the response, the place in it, the update and the seed, so
+    that it depends on no order.
+
+    Source: Clip-Cov (arXiv 2505.22617).
 
     Args:
         tokens: everything that one optimiser step trains.
         fraction: of all tokens with mask; at least one token when any is between the bounds.
         low, high: of (A - mean A) (log p - mean log p).
+        seed: which of them.
     """
     covariance = token_covariance(tokens)
-    between = tokens["mask"] & (covariance > low) & (covariance < high)
-    number = min(max(int(fraction * int(tokens["mask"].sum())), 1), int(between.sum()))
+    between = (tokens["mask"] & (covariance > low) & (covariance < high)).nonzero().squeeze(-1)
+    number = min(max(int(fraction * int(tokens["mask"].sum())), 1), len(between))
+    between = between[covariance[between].argsort(stable=True)]  # decides between equal places of equal responses
     keep = torch.ones_like(covariance)
-    if number:
-        keep[torch.where(between, covariance, torch.full_like(covariance, -torch.inf)).topk(number).indices] = 0.0
+    keep[between[_drawn(tokens, seed)[between].argsort(stable=True)[:number]]] = 0.0
     return keep
+
+
+def _drawn(tokens: TokenBatch, seed: int) -> Tensor:
+    """int64 (N,): a random number for each token of this update."""
+    place = positions(tokens.layout)
+    return mixed(tokens.layout.spread(responses(tokens)), mixed(place, mixed(tokens["step"], torch.full_like(place, seed))))
 
 
 def token_covariance(tokens: TokenBatch) -> Tensor:

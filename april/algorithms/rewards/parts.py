@@ -189,7 +189,7 @@ def improvement(
     Args:
         tokens: needs "reward", "correct" and the columns below.
         time: seconds that the sample's program took; a program that fails counts as `max_time_s`.
-        baseline_time: seconds of the program to improve.
+        baseline_time: seconds of the program to improve; one that was wrong counts as `max_time_s`, too.
         baseline_passes: 1 where that program was right, else 0.
         format_part: column that is 1 where the format is right; without one it always is.
         improve_weight, format_weight, gain_weight: of the parts.
@@ -201,9 +201,11 @@ def improvement(
     """
     correct = tokens.layout.first(tokens["correct"])
     form = torch.ones_like(correct) if format_part is None else of_samples(tokens, format_part, default=0.0)
-    passed = pass_change(of_samples(tokens, baseline_passes), correct)
-    taken = torch.where(correct > 0.5, of_samples(tokens, time, default=max_time_s), torch.full_like(correct, max_time_s))
-    gain = speed_gain(of_samples(tokens, baseline_time), taken, sharpness=sharpness, max_time_s=max_time_s)
+    right_before, longest = of_samples(tokens, baseline_passes), torch.full_like(correct, max_time_s)
+    passed, worked = pass_change(right_before, correct), right_before > 0.5
+    before = torch.where(worked, of_samples(tokens, baseline_time, default=max_time_s, needed=worked), longest)
+    after = torch.where(correct > 0.5, of_samples(tokens, time, default=max_time_s), longest)
+    gain = speed_gain(before, after, sharpness=sharpness, max_time_s=max_time_s)
     improved = passed + torch.where(passed > 0, gain_weight * gain, torch.zeros_like(gain))
     return tokens.layout.spread(improve_weight * improved + format_weight * form)
 

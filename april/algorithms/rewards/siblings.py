@@ -11,30 +11,33 @@ import torch
 from torch import Tensor
 
 from april.algorithms.columns import TokenBatch
+from april.algorithms.losses.penalties import Kind, estimate
 
 _HASH = np.uint64(0x9E3779B97F4A7C15)
 
 
 def reference_kl(
-    tokens: TokenBatch, *, coefficient: float = 0.001, level: Literal["sequence", "token"] = "sequence"
+    tokens: TokenBatch, *, coefficient: float = 0.001, level: Literal["sequence", "token"] = "sequence", kind: Kind = "k1"
 ) -> Tensor | dict[str, Tensor]:
-    """R - coefficient * sum of (behaviour - reference): the divergence from the reference policy, paid in the reward.
+    """R - coefficient * sum of an estimate of the divergence from the reference policy: it is paid in the reward.
 
-    The estimate is k1 under the policy that sampled the tokens, so nothing flows back through it and its expected gradient
-    is that of the divergence.
+    With d = behaviour - reference of the tokens that the behaviour policy sampled, nothing flows back through the estimate.
+    That of k1, d itself, makes the expected gradient that of the divergence; the others have less variance and another one.
 
-    Source: RLHF (arXiv 2203.02155), equation 2; per token: PPO implementations of it.
+    Source: RLHF (arXiv 2203.02155), equation 2, with k1; per token: PPO implementations of it; estimates: Schulman 2020.
 
     Args:
         tokens: needs "reward", "behaviour", "reference", "mask".
         coefficient: of the divergence.
         level: "sequence" changes the sample's reward; "token" gives each token its own part, for advantages that read
             "token_reward".
+        kind: which estimate (`april.algorithms.losses.penalties.estimate`).
 
     Returns:
         (N,) rewards, or the column "token_reward" (N,).
     """
-    each = torch.where(tokens["mask"], tokens["behaviour"] - tokens["reference"], torch.zeros_like(tokens["behaviour"]))
+    difference = tokens["behaviour"] - tokens["reference"]
+    each = estimate(torch.where(tokens["mask"], difference, torch.zeros_like(difference)), kind)
     if level == "sequence":
         return tokens["reward"] - coefficient * tokens.layout.spread(tokens.layout.sum(each))
     before = tokens["token_reward"] if "token_reward" in tokens else torch.zeros_like(each)

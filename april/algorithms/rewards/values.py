@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from april.algorithms.columns import TokenBatch
 from april.core.errors import DataError
 
 
-def of_samples(tokens: TokenBatch, column: str, default: float | None = None) -> Tensor:
+def of_samples(tokens: TokenBatch, column: str, default: float | None = None, *, needed: Tensor | None = None) -> Tensor:
     """The column's value for each sample (S,).
 
     Args:
         tokens: the batch.
         column: one that is constant in a sample, such as "part.cost" or "item.budget".
-        default: for samples without a value, and for all when no sample of the batch has one; None refuses them.
+        default: for samples without a value; None refuses them.
+        needed: bool (S,), samples that must have a value whatever the default; none when left out.
 
     Raises:
-        DataError: a sample has no value and there is no default.
+        DataError: a sample that needs a value has none.
     """
-    if default is not None and column not in tokens:
-        reward = tokens.layout.first(tokens["reward"])
-        return reward.new_full(reward.shape, default)
-    values = tokens.layout.first(tokens[column])
+    reward = tokens.layout.first(tokens["reward"])
+    values = tokens.layout.first(tokens[column]) if column in tokens else torch.full_like(reward, torch.nan)
     missing = values.isnan()
-    if bool(missing.any()):
-        if default is None:
-            raise DataError(
-                "samples lack a number that a reward transform reads",
-                where=column,
-                got=f"{int(missing.sum())} of {len(values)} samples without it",
-                expected="a part of every reward (part.*) or a number of every item (item.*)",
-            )
-        values = values.nan_to_num(default)
-    return values
+    lacking = missing if default is None else missing & needed if needed is not None else torch.zeros_like(missing)
+    if bool(lacking.any()):
+        raise DataError(
+            "samples lack a number that a reward transform reads",
+            where=column,
+            got=f"{int(lacking.sum())} of {len(values)} samples without it",
+            expected="a part of every reward (part.*) or a number of every item (item.*)",
+        )
+    return values if default is None else values.nan_to_num(default)

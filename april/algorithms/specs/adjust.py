@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from april.algorithms.atoms import Atom, Info, Siblings, builtin
 from april.algorithms.specs.named import NamesColumns, column
+from april.core.errors import RecipeError
 
 
 @builtin("adjust", "april.algorithms.advantages.adjust:whiten")
@@ -17,6 +18,7 @@ class Whiten(Atom):
     info: ClassVar[Info] = Info(
         paper="REINFORCE++ (arXiv 2501.03262)",
         formula="(A - mean) / sqrt(var + eps) over the batch",
+        certainty="A",
         golden=("reinforce_pp_baseline_advantage",),
     )
     type: Literal["whiten"] = "whiten"
@@ -76,6 +78,7 @@ class BudgetGap(NamesColumns):
     info: ClassVar[Info] = Info(
         paper="HBPO (arXiv 2507.15844)",
         formula="A + w (mean R of the budget's siblings - 4 cos(pi b / 2L))",
+        certainty="A",
         golden=("hbpo_reward_and_advantage",),
     )
     requires: ClassVar[frozenset[str]] = frozenset({"reward"})
@@ -93,6 +96,7 @@ class KeyTokens(Siblings):
     info: ClassVar[Info] = Info(
         paper="KTAE (arXiv 2505.16826)",
         formula="A + scale tanh((f F + g IG) x / (f + g) / 2)",
+        certainty="A",
         golden=("ktae_token_weights",),
     )
     requires: ClassVar[frozenset[str]] = frozenset({"token_ids", "correct", "mask"})
@@ -108,26 +112,47 @@ class KeyTokens(Siblings):
 class OverlongFilter(Atom):
     """Samples that ended at their token budget give no gradient (DAPO overlong filtering)."""
 
-    info: ClassVar[Info] = Info(
-        paper="DAPO (arXiv 2503.14476), section 3.4",
-        formula="A if finished else 0",
-    )
+    info: ClassVar[Info] = Info(paper="DAPO (arXiv 2503.14476), section 3.4", formula="A if finished else 0", certainty="B")
     requires: ClassVar[frozenset[str]] = frozenset({"finished", "mask", "trained"})
     type: Literal["overlong_filter"] = "overlong_filter"
     renormalise: bool = Field(True, description="their tokens leave the denominators too")
 
 
+class Selection(Atom):
+    """Base of the adjusts that keep a share, which may grow or fall over the run (D3S)."""
+
+    fraction: float
+    final_fraction: float | None = Field(None, gt=0, le=1, description="the share at the end of `over_steps`; null: as fraction")
+    over_steps: int | None = Field(None, ge=1, description="updates over which the share goes from fraction to final_fraction")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """With the number of the update, where the share follows it."""
+        return self.requires | ({"step"} if self.over_steps is not None else set())
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Self:
+        if (self.final_fraction is None) != (self.over_steps is None):
+            raise RecipeError(
+                "a share that changes has an end and a number of updates",
+                where=f"algorithm.adjust.{self.type}: final_fraction, over_steps",
+                got=f"{self.final_fraction}, {self.over_steps}",
+                hint="give both, or leave both out",
+            )
+        return self
+
+
 @builtin("adjust", "april.algorithms.advantages.adjust_samples:max_variance_samples")
-class MaxVarianceSamples(Atom):
+class MaxVarianceSamples(Selection):
     """Only the samples whose advantages vary the most together train (D3S, sample level)."""
 
     info: ClassVar[Info] = Info(
         paper="D3S (arXiv 2509.22115)",
-        formula="the subset of n samples of the batch with the largest variance of A",
+        formula="the subset of n samples of the batch with the largest variance of A, n from first to last in a straight line",
         certainty="B",
-        golden=("d3s_selection",),
+        golden=("d3s_selection", "d3s_schedule"),
     )
-    requires: ClassVar[frozenset[str]] = frozenset({"mask", "trained"})
+    requires: ClassVar[frozenset[str]] = frozenset({"mask", "trained", "token_ids"})
     type: Literal["max_variance_samples"] = "max_variance_samples"
     fraction: float = Field(0.5, gt=0, le=1, description="share of the batch's samples that trains")
     renormalise: bool = Field(True, description="the tokens of the others leave the denominators too")

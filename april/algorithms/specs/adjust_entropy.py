@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from april.algorithms.atoms import Atom, Info, Siblings, builtin
+from april.algorithms.specs.adjust import Selection
 
 ENTROPY = frozenset({"entropy", "mask"})
 
@@ -18,6 +19,7 @@ class NormalisedEntropy(Atom):
     info: ClassVar[Info] = Info(
         paper="HAPO (arXiv 2509.16591)",
         formula="h = z / max(z) or z / |min(z)|, z = log H - its quantile",
+        certainty="A",
         golden=("hapo_normalised_entropy",),
     )
     requires: ClassVar[frozenset[str]] = ENTROPY
@@ -34,6 +36,7 @@ class EntropyScale(Atom):
     info: ClassVar[Info] = Info(
         paper="AEPO (arXiv 2510.14545)",
         formula="A max(1 + a z(H), 0) over the batch",
+        certainty="A",
         golden=("aepo_entropy_balanced_loss_and_gradient",),
     )
     requires: ClassVar[frozenset[str]] = ENTROPY
@@ -71,14 +74,14 @@ class EntropyBonus(Atom):
 
 
 @builtin("adjust", "april.algorithms.advantages.adjust_entropy:top_tokens")
-class TopTokens(Atom):
+class TopTokens(Selection):
     """Only the most uncertain tokens of the batch train (80/20 rule), or those of largest |A| H (D3S, token level)."""
 
     info: ClassVar[Info] = Info(
         paper="Wang et al. 2025 (arXiv 2506.01939); D3S (arXiv 2509.22115)",
         formula="A if key >= its k-th largest else 0, key = H or |A| H",
         certainty="B",
-        golden=("d3s_selection",),
+        golden=("d3s_selection", "d3s_schedule"),
     )
     requires: ClassVar[frozenset[str]] = ENTROPY | {"trained"}
     type: Literal["top_tokens"] = "top_tokens"

@@ -9,8 +9,12 @@ from pydantic import Field, model_validator
 
 from april.algorithms.atoms import Info, Siblings, builtin
 
-Std = Literal["sample", "population", "batch", "none"]
-STD = "scale: standard deviation of the group with n - 1, with n, that of all samples of the batch, or none"
+Std = Literal["sample", "population", "siblings", "batch", "none"]
+STD = (
+    "scale: standard deviation of the group with n - 1, with n, of the siblings alone (1 where they agree), of all samples of "
+    "the batch, or none"
+)
+TOKEN_REWARD = frozenset({"token_reward"})
 EPS = "added to the standard deviation"
 
 
@@ -30,6 +34,7 @@ class GroupRelative(Scaled):
     info: ClassVar[Info] = Info(
         paper="GRPO (arXiv 2402.03300), section 4.1.1; Dr.GRPO (arXiv 2503.20783); 2-GRPO (arXiv 2510.00977)",
         formula="(R - mean_g) / (std_g + eps)",
+        certainty="A",
         golden=(
             "grpo_advantage_std",
             "grpo_advantage_no_std",
@@ -53,6 +58,7 @@ class LeaveOneOut(Siblings):
     info: ClassVar[Info] = Info(
         paper="RLOO (arXiv 2402.14740), equation 5; LOOP (arXiv 2503.00897)",
         formula="R - mean of the siblings",
+        certainty="A",
         golden=("rloo_advantage", "loop_leave_one_out"),
     )
     requires: ClassVar[frozenset[str]] = frozenset({"reward"})
@@ -121,7 +127,7 @@ class Decoupled(Scaled):
     @property
     def needs(self) -> frozenset[str]:
         """The columns of the named parts."""
-        return frozenset({"reward", *(f"part.{name}" for name, weight in self.parts.items() if weight != 0)})
+        return frozenset(f"part.{name}" for name, weight in self.parts.items() if weight != 0)
 
     @model_validator(mode="after")
     def _weights(self) -> Self:
@@ -167,6 +173,7 @@ class TokenWeighted(Siblings):
     info: ClassVar[Info] = Info(
         paper="HAPO (arXiv 2509.16591), token-level group average",
         formula="(R - mean over the group's tokens) / (std over them + eps); beyond the limit that of GRPO",
+        certainty="A",
         golden=("hapo_token_level_group_average",),
     )
     requires: ClassVar[frozenset[str]] = frozenset({"reward", "mask"})
@@ -216,3 +223,8 @@ class Polychromic(Siblings):
         steps = {"turn", "anchor"} if self.signature == "last_step" and not self.delimiter_ids else set()
         window = {"value", "mask"} if self.window_tokens is not None else set()
         return frozenset({"reward", "token_ids", *steps, *window})
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """With rewards of tokens outside the window."""
+        return self.needs | (TOKEN_REWARD if self.window_tokens is not None else set())

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from april.algorithms.atoms import Atom, Info, Siblings, builtin
-from april.algorithms.specs.advantages import EPS, STD, Scaled, Std
+from april.algorithms.specs.advantages import EPS, STD, TOKEN_REWARD, Scaled, Std
 
 
 @builtin("advantage", "april.algorithms.advantages.returns:reward_to_go")
@@ -18,8 +18,10 @@ class RewardToGo(Atom):
     info: ClassVar[Info] = Info(
         paper="REINFORCE; REINFORCE++ (arXiv 2501.03262); ReMax (arXiv 2310.10505); PVPO (arXiv 2508.21104)",
         formula="sum_(s >= t) gamma^(s - t) reward_s - baseline",
+        certainty="A",
         golden=("reward_to_go_minus_greedy_baseline_remax", "pvpo_static_anchor"),
     )
+    optional: ClassVar[frozenset[str]] = TOKEN_REWARD
     type: Literal["reward_to_go"] = "reward_to_go"
     gamma: float = Field(1.0, ge=0, le=1, description="discount from token to token")
     baseline: str | None = Field(
@@ -39,10 +41,12 @@ class Gae(Atom):
     info: ClassVar[Info] = Info(
         paper="GAE (arXiv 1506.02438), equation 16; T-PPO (arXiv 2506.15050), EGAE",
         formula="d_t = reward_t + gamma V_(t+1) - V_t; A_t = d_t + gamma lam A_(t+1); return_t = A_t + V_t",
+        certainty="A",
         golden=("gae_advantage", "egae_truncated_vs_finished"),
     )
     requires: ClassVar[frozenset[str]] = frozenset({"reward", "value", "mask", "finished"})
     provides: ClassVar[frozenset[str]] = frozenset({"return"})
+    optional: ClassVar[frozenset[str]] = TOKEN_REWARD
     type: Literal["gae"] = "gae"
     gamma: float = Field(1.0, ge=0, le=1, description="discount from token to token")
     lam: float = Field(0.95, ge=0, le=1, description="0 trusts the value model, 1 the rewards")
@@ -62,8 +66,10 @@ class Anchored(Scaled):
     info: ClassVar[Info] = Info(
         paper="GiGPO (arXiv 2505.10978)",
         formula="(R - mean_g) / F + omega (g_t - mean over steps from the same state) / F; g_t = r_t + gamma g_(t+1)",
+        certainty="A",
         golden=("gigpo_advantage",),
     )
+    optional: ClassVar[frozenset[str]] = TOKEN_REWARD
     type: Literal["anchored"] = "anchored"
     gamma: float = Field(0.95, ge=0, le=1, description="discount from step to step")
     omega: float = Field(1.0, ge=0, description="weight of the credit of steps")
@@ -86,8 +92,10 @@ class SameStep(Siblings):
     info: ClassVar[Info] = Info(
         paper="UI-S1 (arXiv 2509.11543)",
         formula="w_e z_g(R) + w_s z_(g, index)(g_t); g_t = r_t + gamma g_(t+1) while the step matches",
+        certainty="A",
         golden=("ui_s1_discounted_return", "ui_s1_advantage"),
     )
+    optional: ClassVar[frozenset[str]] = TOKEN_REWARD
     type: Literal["same_step"] = "same_step"
     gamma: float = Field(0.5, ge=0, le=1, description="discount from step to step")
     episode_weight: float = Field(1.0, ge=0, description="weight of the credit of whole samples")
@@ -131,6 +139,7 @@ class TreeSubgroups(_Tree):
     info: ClassVar[Info] = Info(
         paper="TreePO (arXiv 2508.17445), subgroup advantage",
         formula="mean over ancestors d with siblings of (R - mean_d), or weighted by their number; then whiten",
+        certainty="A",
         golden=("treepo_subgroup_advantage_average", "treepo_subgroup_advantage_group_size"),
     )
     type: Literal["tree_subgroups"] = "tree_subgroups"
@@ -147,6 +156,7 @@ class TreeGain(_Tree):
     info: ClassVar[Info] = Info(
         paper="TreePO (arXiv 2508.17445), segment baseline of the release",
         formula="v(node) - v(parent); v(inner node) = mean of its children's",
+        certainty="A",
         golden=("treepo_segment_advantage",),
     )
     type: Literal["tree_gain"] = "tree_gain"
@@ -162,6 +172,7 @@ class TreeDepthwise(_Tree):
     info: ClassVar[Info] = Info(
         paper="BranchGRPO (arXiv 2509.06040)",
         formula="clip((fused - mean_depth) / (std_depth + eps), +-limit); fused = mean or softmax of the children's",
+        certainty="A",
         golden=("branch_grpo_depthwise",),
     )
     type: Literal["tree_depthwise"] = "tree_depthwise"
@@ -193,6 +204,7 @@ class TreeInterIntra(_Tree):
     info: ClassVar[Info] = Info(
         paper="Tree-GRPO (arXiv 2509.21240)",
         formula="(R - mean_g) / (std_g + eps) + (R - mean_tree) / (std_tree + eps)",
+        certainty="A",
         golden=("tree_grpo_inter_plus_intra",),
     )
     type: Literal["tree_inter_intra"] = "tree_inter_intra"

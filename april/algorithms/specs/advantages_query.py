@@ -18,6 +18,7 @@ class QueryRelative(NamesColumns):
     info: ClassVar[Info] = Info(
         paper="HBPO (arXiv 2507.15844)",
         formula="(R - mean_q) / (std_q + eps)",
+        certainty="A",
         golden=("hbpo_reward_and_advantage",),
     )
     requires: ClassVar[frozenset[str]] = frozenset({"reward"})

@@ -23,6 +23,7 @@ class TokenMean(Aggregate):
     info: ClassVar[Info] = Info(
         paper="DAPO (arXiv 2503.14476), section 3.3",
         formula="1 / tokens",
+        certainty="A",
         golden=("aggregate_token_mean",),
     )
     type: Literal["token_mean"] = "token_mean"
@@ -41,6 +42,7 @@ class SequenceMean(PerSample):
     info: ClassVar[Info] = Info(
         paper="GRPO (arXiv 2402.03300), equation 3",
         formula="1 / (samples * tokens of the sample)",
+        certainty="A",
         golden=("aggregate_seq_mean_token_mean",),
     )
     whole_samples: ClassVar[bool] = True
@@ -54,6 +56,7 @@ class SequenceSum(PerSample):
     info: ClassVar[Info] = Info(
         paper="RLOO (arXiv 2402.14740)",
         formula="1 / samples",
+        certainty="A",
         golden=("aggregate_seq_mean_token_sum",),
     )
     whole_samples: ClassVar[bool] = True
@@ -65,9 +68,7 @@ class FixedLength(PerSample):
     """Sum over tokens / (samples * constant): no length bias (Dr.GRPO)."""
 
     info: ClassVar[Info] = Info(
-        paper="Dr.GRPO (arXiv 2503.20783), section 3.2",
-        formula="1 / (samples * constant)",
-        golden=("aggregate_seq_mean_token_sum_norm",),
+        paper="Dr.GRPO (arXiv 2503.20783), section 3.2", formula="1 / (samples * constant)", certainty="B"
     )
     type: Literal["fixed_length"] = "fixed_length"
     constant: int = Field(gt=0, description="tokens; a fixed number such as the token budget, never a measured length")
@@ -92,6 +93,7 @@ class Constant(Aggregate):
     info: ClassVar[Info] = Info(
         paper="verl 0.7, seq-mean-token-sum-norm",
         formula="1 / constant",
+        certainty="A",
         golden=("aggregate_seq_mean_token_sum_norm",),
     )
     type: Literal["constant"] = "constant"
@@ -102,7 +104,9 @@ class Constant(Aggregate):
 class PairMean(Aggregate):
     """Every pair of samples counts the same; for pair objectives."""
 
-    info: ClassVar[Info] = Info(paper="DPO (arXiv 2305.18290), equation 7", formula="1 / (pairs * trained tokens of the sample)")
+    info: ClassVar[Info] = Info(
+        paper="DPO (arXiv 2305.18290), equation 7", formula="1 / (pairs * trained tokens of the sample)", certainty="B"
+    )
     requires: ClassVar[frozenset[str]] = frozenset({"reward", "correct", "behaviour"})
     type: Literal["pair_mean"] = "pair_mean"
     pairs: Literal["best_worst", "all"] = Field("best_worst", description="as the objective's pairs")

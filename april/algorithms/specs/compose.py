@@ -44,6 +44,7 @@ class MaxVariance(Composer):
     info: ClassVar[Info] = Info(
         paper="PODS (arXiv 2504.13818)",
         formula="the subset of n members with the largest variance of R",
+        certainty="B",
         golden=("d3s_selection",),
     )
     type: Literal["max_variance"] = "max_variance"

@@ -17,6 +17,7 @@ class ZeroVariance(Siblings):
     info: ClassVar[Info] = Info(
         paper="DAPO (arXiv 2503.14476), section 3.2",
         formula="keep a group iff 0 < #correct < G",
+        certainty="B",
         golden=("dapo_dynamic_sampling_mask",),
     )
     type: Literal["zero_variance"] = "zero_variance"
@@ -28,8 +29,7 @@ class AccuracyRange(Atom):
     """Drop groups that are too easy or too hard: their share of solved members lies outside a range (PRIME)."""
 
     info: ClassVar[Info] = Info(
-        paper="PRIME (arXiv 2502.01456)",
-        formula="keep a group iff low <= #correct / G <= high",
+        paper="PRIME (arXiv 2502.01456)", formula="keep a group iff low <= #correct / G <= high", certainty="B"
     )
     type: Literal["accuracy_range"] = "accuracy_range"
     low_fraction: float = Field(0.2, ge=0, le=1, description="smallest share of solved members that trains")

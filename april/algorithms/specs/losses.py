@@ -32,6 +32,7 @@ class TokenRatio(Ratio):
     info: ClassVar[Info] = Info(
         paper="PPO (arXiv 1707.06347), section 3",
         formula="log r = current - anchor",
+        certainty="A",
         golden=("ppo_clip_loss",),
     )
     type: Literal["token"] = "token"
@@ -44,6 +45,7 @@ class SequenceRatio(Ratio):
     info: ClassVar[Info] = Info(
         paper="GSPO (arXiv 2507.18071), equations 7 and 14",
         formula="log s = mean over the sample of (current - anchor)",
+        certainty="A",
         golden=("gspo_loss", "gspo_token_gradient"),
     )
     whole_samples: ClassVar[bool] = True
@@ -79,6 +81,7 @@ class ConstantBounds(Atom):
     info: ClassVar[Info] = Info(
         paper="PPO (arXiv 1707.06347); DAPO (arXiv 2503.14476), section 3.1",
         formula="low <= r <= high",
+        certainty="A",
         golden=("dapo_clip_higher_token_mean",),
     )
     type: Literal["constant"] = "constant"
@@ -95,6 +98,7 @@ class EntropyBounds(Atom):
     info: ClassVar[Info] = Info(
         paper="HAPO (arXiv 2509.16591), asymmetric adaptive clipping",
         formula="h <= 0: 1 - (1 - low)(1 - a h), high; h > 0: low, 1 + (high - 1)(1 + a h)",
+        certainty="A",
         golden=("hapo_adaptive_clip",),
     )
     requires: ClassVar[frozenset[str]] = frozenset({"entropy_score"})
@@ -111,6 +115,7 @@ class SecondMomentBounds(Atom):
     info: ClassVar[Info] = Info(
         paper="M2PO (arXiv 2510.01161), form of its release",
         formula="exp(-tau), exp(tau): tau from the largest squared log-ratios of {A (r - 1) > 0}",
+        certainty="A",
         golden=("m2po_harmful_quadrant_bounds",),
     )
     scope: ClassVar[Scope] = "batch"

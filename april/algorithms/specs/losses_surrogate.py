@@ -22,6 +22,12 @@ class Surrogate(Atom):
     """What the ratio is to it: what gives the gradient, a detached weight, or nothing."""
     whole_samples: ClassVar[bool] = False
     """Whether the tokens of a sample have one loss in common."""
+    product_of_sample: ClassVar[bool] = False
+    """Whether its formula is about the product of the sample's ratios."""
+    fades: ClassVar[bool] = False
+    """Whether the gradient fades with the distance from the ratio's anchor, as a correction for stale tokens would."""
+    zero_without_advantage: ClassVar[bool] = True
+    """Whether a sample whose tokens all have advantage 0 gets no gradient; a surrogate of one's own may say so, too."""
 
 
 class Clipping(Surrogate):
@@ -38,6 +44,7 @@ class Clip(Clipping):
     info: ClassVar[Info] = Info(
         paper="PPO (arXiv 1707.06347), equation 7; dual clip: arXiv 1912.09729",
         formula="max(-A r, -A clip(r, low, high))",
+        certainty="A",
         golden=("ppo_clip_loss", "ppo_dual_clip"),
     )
     type: Literal["clip"] = "clip"
@@ -50,6 +57,7 @@ class ClipKeepGradient(Clipping):
     info: ClassVar[Info] = Info(
         paper="AEPO (arXiv 2510.14545), entropy-balanced clipping",
         formula="max(-A r', -A max(r', low)), r' = min(r, r high / sg(r))",
+        certainty="A",
         golden=("aepo_entropy_balanced_loss_and_gradient",),
     )
     type: Literal["clip_keep_gradient"] = "clip_keep_gradient"
@@ -62,6 +70,7 @@ class Hapo(Clipping):
     info: ClassVar[Info] = Info(
         paper="HAPO (arXiv 2509.16591), differential advantage redistribution",
         formula="clip with A (1 + b h), outside the neutral band for h > 0, inside it for h <= 0",
+        certainty="A",
         golden=("hapo_differential_advantage",),
     )
     requires: ClassVar[frozenset[str]] = frozenset({"advantage", "entropy_score"})
@@ -76,6 +85,7 @@ class Plain(Surrogate):
     info: ClassVar[Info] = Info(
         paper="REINFORCE (Williams 1992); GPG (arXiv 2504.02546)",
         formula="-A log p",
+        certainty="A",
         golden=("reinforce_loss_token_mean",),
     )
     ratio_use: ClassVar[RatioUse] = "unused"
@@ -94,7 +104,7 @@ class Importance(Surrogate):
 class NoSurrogate(Surrogate):
     """No policy loss: penalties and objectives alone train."""
 
-    info: ClassVar[Info] = Info(paper="-", formula="0")
+    info: ClassVar[Info] = Info(paper="-", formula="0", certainty="B")
     requires: ClassVar[frozenset[str]] = frozenset()
     ratio_use: ClassVar[RatioUse] = "unused"
     type: Literal["none"] = "none"
@@ -107,6 +117,7 @@ class Cispo(Surrogate):
     info: ClassVar[Info] = Info(
         paper="CISPO, MiniMax-M1 (arXiv 2506.13585), equations 4 and 5; truncated policy gradient: ROLL Flash (arXiv 2510.11345)",
         formula="-sg(clip(r, low, high)) A log p",
+        certainty="A",
         golden=("cispo_loss", "cispo_gradient", "cispo_unified_mask", "roll_tis_loss"),
     )
     bounds_use: ClassVar[BoundsUse] = "needed"
@@ -124,8 +135,10 @@ class SoftGate(Surrogate):
     info: ClassVar[Info] = Info(
         paper="SAPO (arXiv 2511.20347)",
         formula="-(4 / tau) sigmoid(tau (r - 1)) A",
+        certainty="A",
         golden=("sapo_soft_gate",),
     )
+    fades: ClassVar[bool] = True
     type: Literal["soft_gate"] = "soft_gate"
     temperature_positive: float = Field(1.0, gt=0, description="tau of tokens with positive advantage")
     temperature_negative: float = Field(1.05, gt=0, description="tau of the others")
@@ -152,6 +165,7 @@ class Topr(Surrogate):
     info: ClassVar[Info] = Info(
         paper="TOPR (arXiv 2503.14286); ROLL Flash (arXiv 2510.11345)",
         formula="solved: -A log p; else -sg(clip(r, low, high)) A log p",
+        certainty="A",
         golden=("topr_loss",),
     )
     requires: ClassVar[frozenset[str]] = frozenset({"advantage", "correct"})
@@ -169,8 +183,10 @@ class Mirror(Surrogate):
     info: ClassVar[Info] = Info(
         paper="Kimi k1.5 (arXiv 2501.12599), section 2.3",
         formula="-A log p + (tau / 2) (log r)^2",
+        certainty="A",
         golden=("kimi15_loss",),
     )
+    zero_without_advantage: ClassVar[bool] = False
     type: Literal["mirror"] = "mirror"
     tau: float = Field(0.1, ge=0, description="strength of the pull towards the anchor")
 
@@ -190,6 +206,11 @@ class Dppo(Surrogate):
     low: float = Field(0.2, ge=0, description="bound where the probability fell and A < 0")
     high: float = Field(0.2, ge=0, description="bound where it rose and A > 0")
 
+    @property
+    def corrects(self) -> bool:
+        """It masks what has left the sampler and leaves the size of the rest to the ratio's anchor."""
+        return False
+
 
 @builtin("surrogate", "april.algorithms.losses.surrogate:vespo")
 class Vespo(Surrogate):
@@ -201,6 +222,7 @@ class Vespo(Surrogate):
         certainty="B",
     )
     ratio_use: ClassVar[RatioUse] = "weight"
+    product_of_sample: ClassVar[bool] = True
     type: Literal["vespo"] = "vespo"
     power_positive: float = Field(2.0, ge=0, description="k where A >= 0")
     rate_positive: float = Field(3.0, ge=0, description="lambda where A >= 0")

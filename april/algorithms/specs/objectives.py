@@ -27,10 +27,12 @@ class ValueLoss(Objective):
     info: ClassVar[Info] = Info(
         paper="PPO (arXiv 1707.06347); PPO2 (OpenAI baselines); T-PPO (arXiv 2506.15050)",
         formula="max((V - R)^2, (clip(V, V_before - c, V_before + c) - R)^2) / 2",
+        certainty="A",
         golden=("value_loss_clipped",),
     )
     role: ClassVar[Literal["policy", "value"]] = "value"
     requires: ClassVar[frozenset[str]] = frozenset({"value", "return"})
+    optional: ClassVar[frozenset[str]] = frozenset({"reward", "token_reward"})
     type: Literal["value"] = "value"
     aggregate: SerializeAsAny[Atom] | None = Field(TokenMean(), description="how its tokens add up")
     clip: float | None = Field(0.2, gt=0, description="how far a prediction may move in one batch; none when left out")
@@ -100,7 +102,7 @@ class Dpo(PairLoss):
     """Direct preference optimisation on pairs of the group."""
 
     info: ClassVar[Info] = Info(
-        paper="DPO (arXiv 2305.18290)", formula="-log sigmoid(beta delta)", golden=("dpo_family_pair_losses",)
+        paper="DPO (arXiv 2305.18290)", formula="-log sigmoid(beta delta)", certainty="A", golden=("dpo_family_pair_losses",)
     )
     type: Literal["dpo"] = "dpo"
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="probability that a pair is the wrong way round")
@@ -124,7 +126,7 @@ class Hinge(PairLoss):
     """Hinge loss on the implicit margin (SLiC)."""
 
     info: ClassVar[Info] = Info(
-        paper="SLiC (arXiv 2305.10425)", formula="max(1 - beta delta, 0)", golden=("dpo_family_pair_losses",)
+        paper="SLiC (arXiv 2305.10425)", formula="max(1 - beta delta, 0)", certainty="A", golden=("dpo_family_pair_losses",)
     )
     type: Literal["hinge"] = "hinge"
 
@@ -134,7 +136,7 @@ class Ipo(PairLoss):
     """Squared distance of the margin from 1 / (2 beta), on means over tokens."""
 
     info: ClassVar[Info] = Info(
-        paper="IPO (arXiv 2310.12036)", formula="(delta - 1 / (2 beta))^2", golden=("dpo_family_pair_losses",)
+        paper="IPO (arXiv 2310.12036)", formula="(delta - 1 / (2 beta))^2", certainty="A", golden=("dpo_family_pair_losses",)
     )
     type: Literal["ipo"] = "ipo"
     length_average: bool = Field(True, description="mean in place of the sum over a sample's tokens")
@@ -145,7 +147,10 @@ class SimPo(PairLoss):
     """DPO on mean log-probs without a reference, with a margin."""
 
     info: ClassVar[Info] = Info(
-        paper="SimPO (arXiv 2405.14734)", formula="-log sigmoid(beta delta - margin)", golden=("dpo_family_pair_losses",)
+        paper="SimPO (arXiv 2405.14734)",
+        formula="-log sigmoid(beta delta - margin)",
+        certainty="A",
+        golden=("dpo_family_pair_losses",),
     )
     with_reference: ClassVar[bool] = False
     type: Literal["simpo"] = "simpo"
@@ -173,6 +178,7 @@ class Bco(PairLoss):
     info: ClassVar[Info] = Info(
         paper="BCO (arXiv 2404.04656)",
         formula="-log sigmoid(bc - D) - log sigmoid(D - bj), D the mean of both",
+        certainty="A",
         golden=("dpo_family_pair_losses",),
     )
     scope: ClassVar[Scope] = "batch"
@@ -185,7 +191,10 @@ class Sppo(PairLoss):
     """Self-play preference optimisation with hard labels."""
 
     info: ClassVar[Info] = Info(
-        paper="SPPO (arXiv 2405.00675)", formula="(c - 1/(2b))^2 + (j + 1/(2b))^2", golden=("dpo_family_pair_losses",)
+        paper="SPPO (arXiv 2405.00675)",
+        formula="(c - 1/(2b))^2 + (j + 1/(2b))^2",
+        certainty="A",
+        golden=("dpo_family_pair_losses",),
     )
     type: Literal["sppo"] = "sppo"
 
@@ -243,6 +252,7 @@ class Rpo(PairLoss):
     info: ClassVar[Info] = Info(
         paper="RPO (arXiv 2502.00203)",
         formula="distance(beta delta, eta (R_c - R_j))",
+        certainty="A",
         golden=("rpo_pairwise",),
     )
     type: Literal["rpo"] = "rpo"

@@ -56,7 +56,7 @@ class Divergence(Term):
 class K1(Divergence):
     """Penalty on d itself: its gradient is noise without `straight_through` or `importance`."""
 
-    info: ClassVar[Info] = Info(paper=KL, formula="d, d = current - reference", golden=("kl_estimators",))
+    info: ClassVar[Info] = Info(paper=KL, formula="d, d = current - reference", certainty="A", golden=("kl_estimators",))
     type: Literal["k1"] = "k1"
 
 
@@ -64,7 +64,7 @@ class K1(Divergence):
 class Absolute(Divergence):
     """Penalty on |d|."""
 
-    info: ClassVar[Info] = Info(paper="-", formula="|d|, d = current - reference")
+    info: ClassVar[Info] = Info(paper="-", formula="|d|, d = current - reference", certainty="B")
     type: Literal["abs"] = "abs"
 
 
@@ -72,7 +72,7 @@ class Absolute(Divergence):
 class K2(Divergence):
     """Penalty on the divergence from the reference: d^2 / 2, whose gradient is that of the divergence itself."""
 
-    info: ClassVar[Info] = Info(paper=KL, formula="d^2 / 2, d = current - reference", golden=("kl_estimators",))
+    info: ClassVar[Info] = Info(paper=KL, formula="d^2 / 2, d = current - reference", certainty="A", golden=("kl_estimators",))
     type: Literal["k2"] = "k2"
 
 
@@ -80,7 +80,9 @@ class K2(Divergence):
 class K3(Divergence):
     """Penalty on the divergence from the reference: exp(-d) + d - 1 with d = current - reference."""
 
-    info: ClassVar[Info] = Info(paper=KL, formula="exp(-d) + d - 1, d = current - reference", golden=("kl_estimators",))
+    info: ClassVar[Info] = Info(
+        paper=KL, formula="exp(-d) + d - 1, d = current - reference", certainty="A", golden=("kl_estimators",)
+    )
     type: Literal["k3"] = "k3"
 
 
@@ -113,7 +115,7 @@ class Convex(Term):
 class EntropyBonus(Term):
     """Minus the entropy of the current policy: keeps it exploring."""
 
-    info: ClassVar[Info] = Info(paper="A3C (arXiv 1602.01783), section 4", formula="-H(current)")
+    info: ClassVar[Info] = Info(paper="A3C (arXiv 1602.01783), section 4", formula="-H(current)", certainty="B")
     requires: ClassVar[frozenset[str]] = frozenset({"current_entropy"})
     type: Literal["entropy"] = "entropy"
     coefficient: float = Field(0.001, ge=0, description="factor of the bonus")

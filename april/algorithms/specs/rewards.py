@@ -6,21 +6,28 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from april.algorithms.atoms import Atom, Info, builtin
+from april.algorithms.atoms import Info, builtin
 from april.algorithms.specs.named import NamesColumns, column, optional_column
 from april.core.errors import RecipeError
 
 
+class Transform(NamesColumns):
+    """Base of the reward transforms: what they give back is the reward of the atoms after them."""
+
+    requires: ClassVar[frozenset[str]] = frozenset({"reward"})
+    provides: ClassVar[frozenset[str]] = frozenset({"reward"})
+
+
 @builtin("reward", "april.algorithms.rewards.length:overlong")
-class Overlong(Atom):
+class Overlong(Transform):
     """Linear penalty on responses near the length limit (DAPO soft overlong punishment)."""
 
     info: ClassVar[Info] = Info(
         paper="DAPO (arXiv 2503.14476), section 3.4",
         formula="R - factor * clip((len - (max - buffer)) / buffer, 0, 1)",
+        certainty="A",
         golden=("dapo_overlong_soft_punishment",),
     )
-    requires: ClassVar[frozenset[str]] = frozenset({"reward"})
     type: Literal["overlong"] = "overlong"
     max_tokens: int = Field(gt=0, description="response tokens at which the penalty reaches `factor`")
     buffer_tokens: int = Field(gt=0, description="the penalty starts this many tokens before max_tokens")
@@ -38,12 +45,13 @@ class Overlong(Atom):
 
 
 @builtin("reward", "april.algorithms.rewards.length:shorter_is_better")
-class ShorterIsBetter(NamesColumns):
+class ShorterIsBetter(Transform):
     """Right answers earn more the shorter they are among the right answers of their group (JET)."""
 
     info: ClassVar[Info] = Info(
         paper="JET (arXiv 2509.23392)",
         formula="w_c correct + w_f format + [correct] (a (1 - d) (longest - len) / (longest - shortest) + d)",
+        certainty="A",
         golden=("jet_length_reward",),
     )
     requires: ClassVar[frozenset[str]] = frozenset({"reward", "correct"})
@@ -57,12 +65,13 @@ class ShorterIsBetter(NamesColumns):
 
 
 @builtin("reward", "april.algorithms.rewards.length:budget_reward")
-class BudgetReward(NamesColumns):
+class BudgetReward(Transform):
     """Right answers earn less the longer they are and the further from the budget that their prompt gave (HBPO)."""
 
     info: ClassVar[Info] = Info(
         paper="HBPO (arXiv 2507.15844)",
         formula="min(c(len) - |b - len| / L, c(b)) if correct, c(x) = 4 cos(pi x / 2L)",
+        certainty="A",
         golden=("hbpo_reward_and_advantage",),
     )
     requires: ClassVar[frozenset[str]] = frozenset({"reward", "correct"})
@@ -74,24 +83,38 @@ class BudgetReward(NamesColumns):
 
 
 @builtin("reward", "april.algorithms.rewards.siblings:reference_kl")
-class ReferenceKl(Atom):
+class ReferenceKl(Transform):
     """The divergence from the reference policy, paid in the reward of the sample or of each token (RLHF)."""
 
     info: ClassVar[Info] = Info(
         paper="InstructGPT (arXiv 2203.02155), equation 2; k1 of Schulman 2020",
-        formula="R - beta sum(behaviour - reference)",
+        formula="R - beta sum(d); |d|, d^2 / 2 or exp(-d) + d - 1 in place of d = behaviour - reference",
+        certainty="A",
         golden=("kl_estimators",),
     )
-    requires: ClassVar[frozenset[str]] = frozenset({"reward", "behaviour", "reference", "mask"})
+    requires: ClassVar[frozenset[str]] = frozenset({"behaviour", "reference", "mask"})
     type: Literal["reference_kl"] = "reference_kl"
     coefficient: float = Field(0.001, ge=0, description="beta, factor of the divergence")
     level: Literal["sequence", "token"] = Field(
         "sequence", description="who pays: the sample's reward, or each token by itself, for advantages that read token rewards"
     )
+    kind: Literal["k1", "abs", "k2", "k3"] = Field(
+        "k1", description="estimate of a token's divergence; in a reward only the gradient of k1 is that of the divergence"
+    )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """With the reward that the sample pays from."""
+        return self.requires | ({"reward"} if self.level == "sequence" else set())
+
+    @property
+    def makes(self) -> frozenset[str]:
+        """The reward of whoever pays."""
+        return frozenset({"reward" if self.level == "sequence" else "token_reward"})
 
 
 @builtin("reward", "april.algorithms.rewards.siblings:group_similarity")
-class GroupSimilarity(NamesColumns):
+class GroupSimilarity(Transform):
     """Mean similarity to the answers to the other wordings of the same query, in the batch (PS-GRPO)."""
 
     info: ClassVar[Info] = Info(
@@ -110,7 +133,7 @@ class GroupSimilarity(NamesColumns):
 
 
 @builtin("reward", "april.algorithms.rewards.siblings:self_prediction")
-class SelfPrediction(NamesColumns):
+class SelfPrediction(Transform):
     """Predictions of own pass rate and length earn their agreement with the solutions in the batch (MASA)."""
 
     info: ClassVar[Info] = Info(

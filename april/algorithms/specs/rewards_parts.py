@@ -7,12 +7,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from april.algorithms.atoms import Atom, Info, builtin
-from april.algorithms.specs.named import PATTERN, NamesColumns, column, optional_column
+from april.algorithms.atoms import Info, builtin
+from april.algorithms.specs.named import PATTERN, column, optional_column
+from april.algorithms.specs.rewards import Transform
 
 
 @builtin("reward", "april.algorithms.rewards.parts:weighted_parts")
-class WeightedParts(Atom):
+class WeightedParts(Transform):
     """A weighted sum of named parts (ReEx-SQL's composite)."""
 
     info: ClassVar[Info] = Info(
@@ -21,7 +22,6 @@ class WeightedParts(Atom):
         certainty="B",
         golden=("reex_sql_composite",),
     )
-    requires: ClassVar[frozenset[str]] = frozenset({"reward"})
     type: Literal["weighted_parts"] = "weighted_parts"
     weights: dict[str, float] = Field(min_length=1, description='column -> weight, such as "part.format" = 2.0')
     keep: float = Field(0.0, description="factor of the reward as it was")
@@ -41,7 +41,7 @@ class WeightedParts(Atom):
 
 
 @builtin("reward", "april.algorithms.rewards.parts:flaw_penalty")
-class FlawPenalty(NamesColumns):
+class FlawPenalty(Transform):
     """Right answers whose reasoning a judge found flawed earn less (FAPO)."""
 
     info: ClassVar[Info] = Info(
@@ -60,7 +60,7 @@ class FlawPenalty(NamesColumns):
 
 
 @builtin("reward", "april.algorithms.rewards.parts:cost_discount")
-class CostDiscount(NamesColumns):
+class CostDiscount(Transform):
     """Success is worth less the more it cost; no success, no reward (xRouter)."""
 
     info: ClassVar[Info] = Info(
@@ -69,7 +69,6 @@ class CostDiscount(NamesColumns):
         certainty="B",
         golden=("xrouter_cost_reward",),
     )
-    requires: ClassVar[frozenset[str]] = frozenset({"reward"})
     column_options: ClassVar[tuple[str, ...]] = ("cost",)
     type: Literal["cost_discount"] = "cost_discount"
     base: float = Field(1.0, description="worth of a success that cost nothing")
@@ -79,15 +78,15 @@ class CostDiscount(NamesColumns):
 
 
 @builtin("reward", "april.algorithms.rewards.parts:cost_blend")
-class CostBlend(NamesColumns):
+class CostBlend(Transform):
     """Success is blended with how cheap it was among the samples of the batch (Router-R1)."""
 
     info: ClassVar[Info] = Info(
         paper="Router-R1 (arXiv 2506.09033)",
         formula="(R + f) (1 - a) + a c if R > 0 else R + f; -1 if f < 0",
+        certainty="A",
         golden=("router_r1_cost_and_reward",),
     )
-    requires: ClassVar[frozenset[str]] = frozenset({"reward"})
     column_options: ClassVar[tuple[str, ...]] = ("cost", "format_part")
     type: Literal["cost_blend"] = "cost_blend"
     cost_fraction: float = Field(0.5, ge=0, le=1, description="share of the reward that cheapness decides")
@@ -98,7 +97,7 @@ class CostBlend(NamesColumns):
 
 
 @builtin("reward", "april.algorithms.rewards.parts:speed_ladder")
-class SpeedLadder(NamesColumns):
+class SpeedLadder(Transform):
     """Programs that pass earn more the faster they are, the others by how far they came (ACECode)."""
 
     info: ClassVar[Info] = Info(
@@ -121,23 +120,24 @@ class SpeedLadder(NamesColumns):
 
 
 @builtin("reward", "april.algorithms.rewards.parts:improvement")
-class Improvement(NamesColumns):
+class Improvement(Transform):
     """What a program repaired, broke and gained in speed against the one it should improve (Afterburner)."""
 
     info: ClassVar[Info] = Info(
         paper="Afterburner (arXiv 2505.23387)",
         formula="0.5 (pass + 0.5 tanh(relative gain) [pass > 0]) + 0.2 format",
+        certainty="A",
         golden=("afterburner_reward",),
     )
     requires: ClassVar[frozenset[str]] = frozenset({"reward", "correct"})
     column_options: ClassVar[tuple[str, ...]] = ("time", "baseline_time", "baseline_passes", "format_part")
     type: Literal["improvement"] = "improvement"
     time: str = column("part.time_s", "column with the seconds that the program took")
-    baseline_time: str = column("item.baseline_time_s", "column with the seconds of the program to improve")
+    baseline_time: str = column("item.baseline_time_s", "column with the seconds of the program to improve, where it is right")
     baseline_passes: str = column("item.baseline_passes", "column that is 1 where the program to improve is right, else 0")
     format_part: str | None = optional_column("column that is 1 where the format is right; left out: it always is")
     improve_weight: float = Field(0.5, ge=0, description="of the improvement")
     format_weight: float = Field(0.2, ge=0, description="of the format")
     gain_weight: float = Field(0.5, ge=0, description="of the gain in speed within the improvement")
     sharpness: float = Field(1.0, gt=0, description="factor of the relative gain inside tanh")
-    max_time_s: float = Field(90.0, gt=0, description="longer times count as this, and so do failing programs")
+    max_time_s: float = Field(90.0, gt=0, description="longer times count as this, and so do programs that fail")

@@ -17,6 +17,7 @@ class PlainUpdate(Atom):
     info: ClassVar[Info] = Info(
         paper="-",
         formula="one optimiser step a mini-batch",
+        certainty="B",
         golden=(),
     )
     type: Literal["plain"] = "plain"

@@ -21,6 +21,7 @@ class Truncated(Atom):
     info: ClassVar[Info] = Info(
         paper="TIS (Yao et al. 2025); AReaL (arXiv 2505.24298), section 5.2",
         formula="clip(exp(proximal - behaviour), low, cap)",
+        certainty="A",
         golden=("tis_token_truncated", "tis_sequence_and_normalised", "decoupled_ppo_sequence_clamp"),
     )
     requires: ClassVar[frozenset[str]] = frozenset({"behaviour", "proximal"})
@@ -51,6 +52,7 @@ class TruncatedNormalised(Truncated):
     info: ClassVar[Info] = Info(
         paper="self-normalised importance sampling; rollout correction of verl 0.7",
         formula="w / mean(w), w = clip(exp(proximal - behaviour), low, cap)",
+        certainty="A",
         golden=("tis_sequence_and_normalised",),
     )
     scope: ClassVar[Scope] = "batch"
@@ -74,6 +76,7 @@ class Mask(Masking):
     info: ClassVar[Info] = Info(
         paper="IcePop (arXiv 2510.18855); MIS (Liu et al. 2025, When speed kills stability)",
         formula="w if low <= w <= high else 0, w = exp(proximal - behaviour)",
+        certainty="A",
         golden=("icepop_weight", "mis_mask_geometric_veto", "decoupled_ppo_token_mask"),
     )
     requires: ClassVar[frozenset[str]] = frozenset({"behaviour", "proximal"})
@@ -103,6 +106,7 @@ class Reject(Masking):
     info: ClassVar[Info] = Info(
         paper="rejection sampling, rollout correction of verl 0.7",
         formula="1 if low <= exp(behaviour - proximal) <= high else 0; k2, k3: 1 if <= high",
+        certainty="A",
         golden=("mis_token_k1_rejection",),
     )
     requires: ClassVar[frozenset[str]] = frozenset({"behaviour", "proximal"})
@@ -129,6 +133,7 @@ class Veto(Masking):
     info: ClassVar[Info] = Info(
         paper="MIS (Liu et al. 2025, When speed kills stability)",
         formula="0 for a sample with any w < below, else 1",
+        certainty="A",
         golden=("mis_mask_geometric_veto",),
     )
     requires: ClassVar[frozenset[str]] = frozenset({"behaviour", "proximal"})
@@ -148,6 +153,7 @@ class OffPolicySequences(Masking):
     info: ClassVar[Info] = Info(
         paper="DeepSeek-V3.2 (arXiv 2512.02556), equation 9",
         formula="0 if A < 0 and mean over the sample of (against - current) > max_divergence, else 1",
+        certainty="A",
         golden=("off_policy_sequence_mask",),
     )
     requires: ClassVar[frozenset[str]] = frozenset({"advantage", "current"})
@@ -173,6 +179,7 @@ class SecondMoment(Masking):
     info: ClassVar[Info] = Info(
         paper="M2PO (arXiv 2510.01161), form of AReaL 1.0",
         formula="0 for the largest (behaviour - proximal)^2 until the mean of the rest < budget, else 1",
+        certainty="A",
         golden=("m2po_mask_all_tokens",),
     )
     scope: ClassVar[Scope] = "batch"
@@ -183,26 +190,27 @@ class SecondMoment(Masking):
 
 @builtin("weights", "april.algorithms.losses.weights:clip_covariance")
 class ClipCovariance(Masking):
-    """Drop a small share of the tokens whose advantage and log-prob vary together (Clip-Cov)."""
+    """Drop a few random ones of the tokens whose advantage and log-prob vary together (Clip-Cov)."""
 
     info: ClassVar[Info] = Info(
         paper="Clip-Cov (arXiv 2505.22617)",
-        formula="0 for the largest (A - mean A)(log p - mean log p) inside (low, high), else 1",
+        formula="0 for some of those with low < (A - mean A)(log p - mean log p) < high, drawn at random, else 1",
         certainty="B",
     )
     scope: ClassVar[Scope] = "batch"
-    requires: ClassVar[frozenset[str]] = frozenset({"advantage", "current"})
+    requires: ClassVar[frozenset[str]] = frozenset({"advantage", "current", "token_ids", "step"})
     type: Literal["clip_cov"] = "clip_cov"
     fraction: float = Field(0.0002, gt=0, le=1, description="tokens that are dropped, at least one")
     low: float = Field(1.0, description="smallest covariance that may be dropped")
     high: float = Field(5.0, description="largest covariance that may be dropped")
+    seed: int = Field(0, ge=0, description="which tokens are drawn; others at every update")
 
 
 @builtin("weights", "april.algorithms.losses.weights:uncorrected")
 class Uncorrected(Atom):
     """Weight 1, on purpose: stale tokens train as if they were fresh. For studies of what staleness does."""
 
-    info: ClassVar[Info] = Info(paper="-", formula="1")
+    info: ClassVar[Info] = Info(paper="-", formula="1", certainty="B")
     type: Literal["uncorrected"] = "uncorrected"
 
     @property

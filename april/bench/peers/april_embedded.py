@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,8 @@ class AprilEmbedded:
         loader: Any = transformers.AutoModelForCausalLM
         self._module = loader.from_pretrained(setup.folder, dtype=torch.float32).eval()
 
-    def _engine(self, samples: Sequence[Sample]) -> EmbeddedEngine:
-        return bench_engine(self._module, samples, self._setup.threads)
+    def _engine(self, samples: Sequence[Sample], **changes: Any) -> EmbeddedEngine:
+        return bench_engine(self._module, samples, self._setup.threads, {**self._setup.engine, **changes})
 
     def generate(self, prompts: TokenLists, max_new_tokens: Sequence[int], batch_rows: int) -> Generated:
         """All requests are submitted at once; the engine decodes them together."""
@@ -63,7 +63,8 @@ class AprilEmbedded:
         """Share of a decode step that is spent outside torch's operators.
 
         Three polls of equal size: the second runs under torch's profiler and gives the time inside operators, the first
-        and the third give the time of a step without a profiler.
+        and the third give the time of a step without a profiler. There are no drafts, since a step with drafts has no fixed
+        number of tokens.
 
         Returns:
             step_s, kernel_s and outside_fraction; all requests are running.
@@ -71,7 +72,7 @@ class AprilEmbedded:
         from torch.profiler import ProfilerActivity, profile
 
         samples = bench_samples(prompts, [5 * STEPS_PER_POLL] * len(prompts))
-        engine = self._engine(samples)
+        engine = self._engine(samples, max_draft_tokens=0)
         engine.submit(samples)
         engine.poll()  # prefill and warm-up
         before_s = poll_step_s(engine)
@@ -88,14 +89,19 @@ class AprilEmbedded:
         """Nothing outlives a workload."""
 
 
-def bench_engine(module: Any, samples: Sequence[Sample], threads: int) -> EmbeddedEngine:
-    """An engine whose KV memory holds all samples at once; a row can be twice as long as what it holds."""
+def bench_engine(module: Any, samples: Sequence[Sample], threads: int, changes: Mapping[str, Any]) -> EmbeddedEngine:
+    """An engine whose KV memory holds all samples at once; a row can be twice as long as what it holds.
+
+    Args:
+        changes: options that are not the engine's defaults.
+    """
     tokens = [len(sample.prompt.token_ids) + sample.spec.max_new_tokens for sample in samples]
     config = EmbeddedConfig(
         max_running=len(samples),
         kv_tokens=max(sum(max(2 * count, _SMALLEST_ROW_TOKENS) for count in tokens), MAX_POSITIONS),
         threads=threads,
         steps_per_poll=STEPS_PER_POLL,
+        **changes,
     )
     return EmbeddedEngine(module, clock=WallClock(), config=config)
 

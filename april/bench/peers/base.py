@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 TokenLists = Sequence[Sequence[int]]
 
@@ -19,6 +19,7 @@ class Setup:
         max_rows: most requests of a workload.
         max_tokens: longest prompt plus response.
         kv_gib: whole GiB that hold the KV of any workload, for engines that allocate it beforehand.
+        engine: options of April's engine that are not its defaults.
     """
 
     folder: str
@@ -26,6 +27,7 @@ class Setup:
     max_rows: int
     max_tokens: int
     kv_gib: int = 1
+    engine: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,16 @@
-"""Which samples can never run."""
+"""Which samples can never run, and which draws are none."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
 from april.core.errors import EngineError
+from april.core.ids import Version
 from april.core.sample import Sample
+from april.engines.embedded.emitted import Emitted
+from april.engines.embedded.scheduler import Request
 
 
 def check_sample(sample: Sample, *, context_tokens: int, row_tokens: int, vocab_size: int, has_tokenizer: bool) -> None:
@@ -40,4 +45,25 @@ def check_sample(sample: Sample, *, context_tokens: int, row_tokens: int, vocab_
     if int(tokens.min()) < 0 or int(tokens.max()) >= vocab_size:
         raise EngineError(
             "a token is not in the vocabulary", where=where, got=int(tokens.max()), expected=f"0 to {vocab_size - 1}"
+        )
+
+
+def check_finite(emitted: Emitted, request: Callable[[int], Request], version: Version) -> None:
+    """Refuse tokens that were drawn from logits that are not finite.
+
+    Args:
+        request: of a slot.
+        version: of the weights.
+
+    Raises:
+        EngineError: names the oldest sample among them.
+    """
+    broken = emitted.not_finite().tolist()
+    if broken:
+        oldest = min(map(request, broken), key=lambda found: found.serial)
+        raise EngineError(
+            "the model's logits are not finite",
+            where=str(oldest.id),
+            got=f"{len(broken)} of {len(emitted.slots)} samples, with weights of version {version}",
+            hint="look for weights that are not finite; if training made them, lower training.lr",
         )

@@ -123,7 +123,8 @@ class ChunkDecoder:
         specs = np.repeat(rows.specs[:1], size, axis=0)
         specs[places] = rows.specs
         forward = self._forward
-        return StepInputs(state, uniforms, spec_batch_of(specs, forward.vocab_size, forward.device, forward.dtype))
+        batch = spec_batch_of(specs, forward.vocab_size, forward.device, forward.dtype, static=True)
+        return StepInputs(state, uniforms, batch)
 
     def _prepared(self, buckets: Sequence[KvBucket], sizes: Sequence[int], inputs: StepInputs) -> _Prepared:
         """The step of this combination; those whose KV memory has moved are forgotten."""

@@ -43,6 +43,14 @@ class Emitted:
     counts: Ints
     routes: Routes | None = None
 
+    def not_finite(self) -> Ints:
+        """Slots whose log-probs are not numbers: so were the logits that their tokens were drawn from."""
+        finite = np.isfinite(self.values[1])
+        if finite.all():
+            return self.slots[:0]
+        broken: Ints = self.slots[(~finite & (np.arange(finite.shape[1]) < self.counts[:, None])).any(1)]
+        return broken
+
     def columns(self, ended: Mapping[int, object]) -> Iterator[Column]:
         """First tokens of all slots, then second ones, and so on; slots that are in `ended` by then have no more."""
         for place in range(self.values.shape[2]):

@@ -8,6 +8,7 @@ sample is admitted by computing (or copying) the KV of all its tokens but the la
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,11 +22,11 @@ from april.core.event import Event, Finished, Parked, Progressed
 from april.core.ids import SampleId, Version
 from april.core.sample import Sample, Segment, Stop
 from april.engines.base import Caps, Load, UpdateMode, Weights
-from april.engines.embedded.check import check_sample
+from april.engines.embedded.check import check_finite, check_sample
 from april.engines.embedded.config import EmbeddedConfig
 from april.engines.embedded.emitted import Column
 from april.engines.embedded.noise import NormNoise
-from april.engines.embedded.prefill import compute_prefixes
+from april.engines.embedded.prefill import PrefillCosts, compute_prefixes
 from april.engines.embedded.running import RunningBatch
 from april.engines.embedded.scheduler import Request, Room, WaitingQueue, capacity_classes
 from april.engines.embedded.score import score_samples
@@ -75,7 +76,7 @@ class EmbeddedEngine:
         self._outbox: list[Event] = []
         self._pending: tuple[Weights, Version] | None = None
         self._version, self._serial = version, 0
-        self._counts = {"generated": 0, "prefill": 0, "shared": 0, "preemptions": 0}
+        self._counts = Counter[str]()
         self._busy_s = self._slot_s = 0.0
         self.caps = Caps(
             max_running=self._config.max_running,
@@ -86,6 +87,7 @@ class EmbeddedEngine:
             entropy=True,
             score=True,
             shares_prefix=self._config.share_prefix,
+            sleeps=True,
         )
 
     # -- the source -----------------------------------------------------------------------------------------------
@@ -179,12 +181,10 @@ class EmbeddedEngine:
             return
         only = (lambda request: request.must_finish) if self._pending is not None else None
         room = Room(self._running.num_free, self._config.kv_tokens - self._running.reserved_tokens, self._config.prefill_tokens)
-        requests = self._waiting.admit(room, self._classes, only=only)
-        if not requests:
-            return
-        prefilled, shared = compute_prefixes(self._forward, self._running, requests, share=self._config.share_prefix)
-        self._counts["prefill"] += prefilled
-        self._counts["shared"] += shared
+        share = self._config.share_prefix
+        requests = self._waiting.admit(room, self._classes, PrefillCosts(self._running, share=share), only=only)
+        if requests:
+            self._counts.update(compute_prefixes(self._forward, self._running, requests, share=share))
 
     def _make_room(self) -> None:
         """Grow full rows; when that exceeds the budget, the youngest samples wait again and lose their KV."""
@@ -198,6 +198,7 @@ class EmbeddedEngine:
 
     def _step(self) -> None:
         emitted, ended = self._running.step(), dict[int, Stop]()
+        check_finite(emitted, self._running.request, self._version)
         for column in emitted.columns(ended):
             self._counts["generated"] += len(column.slots)
             ended |= self._ends(column)
@@ -234,10 +235,16 @@ class EmbeddedEngine:
 
     @torch.inference_mode()
     def update_weights(self, weights: Weights, version: Version, mode: UpdateMode = "drain") -> None:
-        """Switch to these weights; the newest call wins over one that still waits for running samples."""
+        """Switch to these weights; the newest call wins over one that still waits for running samples.
+
+        Raises:
+            EngineError: an unknown mode.
+            ModelError: weights of another model; nothing has changed then.
+        """
         if mode not in _MODES:
             raise EngineError("an unknown way to update weights", got=mode, hint=nearest(str(mode), _MODES))
         if mode == "drain" and (self._running.size or self._draining()):
+            self._forward.check(weights)
             # The caller may change its tensors before the running samples are done.
             copies = {name: tensor.detach().clone() for name, tensor in weights.items()}
             if self._pending is None:
@@ -247,6 +254,8 @@ class EmbeddedEngine:
             return
         self._forward.load(self._noise.applied(weights, version))
         self._pending = None
+        for request in self._live.values():
+            request.must_finish = False
         for slot in self._running.slots():
             self._report(slot)
         self._version = version
@@ -287,6 +296,8 @@ class EmbeddedEngine:
             generated_tokens=self._counts["generated"],
             prefill_tokens=self._counts["prefill"],
             shared_tokens=self._counts["shared"],
+            forked_tokens=self._counts["forked"],
+            resumed_tokens=self._counts["resumed"],
             preemptions=self._counts["preemptions"],
             busy_s=self._busy_s,
             slot_s=self._slot_s,
@@ -294,6 +305,20 @@ class EmbeddedEngine:
             accepted_tokens=self._running.payoff.accepted_tokens,
             speculation=self._running.payoff.state,
         )
+
+    @torch.inference_mode()
+    def sleep(self) -> None:
+        """Give the KV memory back, also that of parked samples.
+
+        Raises:
+            EngineError: samples are here.
+        """
+        if self._live:
+            raise EngineError("an engine with samples cannot sleep", where=self.name, got=f"{len(self._live)} samples")
+        self._running.give_back()
+
+    def wake(self) -> None:
+        """Nothing: memory is taken when samples come."""
 
     @torch.inference_mode()
     def close(self) -> None:

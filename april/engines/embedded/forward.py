@@ -45,8 +45,12 @@ class Forward(Protocol):
         """Empty KV memory for rows of this capacity."""
         ...
 
+    def check(self, weights: Mapping[str, Any]) -> None:
+        """Raise `ModelError` for weights that `load` could not take."""
+        ...
+
     def load(self, weights: Mapping[str, Any]) -> None:
-        """Copy weights given by Hugging Face names."""
+        """Copy weights given by Hugging Face names, all or, with an error, none."""
         ...
 
     def prefill(self, rows: TokenRows) -> Prefilled:
@@ -82,7 +86,7 @@ class LeanForward:
         self.dtype, self.device = decoder.dtype, decoder.device
         self.vocab_size, self.max_positions = decoder.shape.vocab_size, decoder.shape.max_positions
         self.decode = decoder.decode
-        self.load = decoder.load
+        self.check, self.load = decoder.check, decoder.load
 
     def bucket(self, capacity: int) -> KvBucket:
         shape = self._decoder.shape

@@ -15,6 +15,15 @@ from april.engines.embedded.slots import Ints
 from april.models.kv import KvBucket
 
 
+def _headroom_rows(size: int) -> int:
+    """Unused rows that spare a bucket of so many occupied ones the next moves."""
+    return -(-size // 4)
+
+
+def _no_rows(size: int) -> int:
+    return 0
+
+
 class KvMemory:
     """Rows in buckets of fixed capacity; the occupied rows of a bucket stay contiguous.
 
@@ -72,7 +81,8 @@ class KvMemory:
     def reserve(self, capacity: int, num_rows: int) -> None:
         """Allocate room for further rows at once, so that a bucket moves seldom.
 
-        Growth is generous while memory lasts; under pressure other buckets give back what they do not use.
+        Growth is generous while memory lasts. Under pressure other buckets give what they have beyond their headroom, then kept
+        KV goes, and the headroom last: without it every further row would move a bucket.
         """
         bucket = self._buckets.get(capacity)
         if bucket is None:
@@ -81,34 +91,56 @@ class KvMemory:
         needed = bucket.size + num_rows
         if needed <= bucket.rows:
             return
-        free = self._make_free((needed - bucket.rows) * capacity, keep=capacity)
-        generous = min(2 * bucket.rows, self._num_slots, bucket.rows + free // capacity)
-        bucket.resize(max(needed, generous))
+        missing = (needed - bucket.rows) * capacity
+        self._take_slack(missing, _headroom_rows, but=bucket)
+        self._evict(missing)
+        self._take_slack(missing, _no_rows, but=bucket)
+        spare = (self._free_tokens - missing) // capacity
+        generous = needed + min(spare, max(_headroom_rows(needed), spare // 2))
+        bucket.resize(max(needed, min(generous, 2 * bucket.rows, self._num_slots)))
 
     def keep(self, key: Key, kept: Kept) -> None:
         """Keep this KV where rows leave room, at the cost of what was kept before."""
         size = len(kept.token_ids)
         self.kept.drop(key)
-        if size and size <= self._make_free(size):
+        self._take_slack(size, _headroom_rows)
+        if 0 < size <= self._free_tokens + self.kept.num_tokens:
+            self._evict(size)
             self.kept.add(key, kept)
 
-    def _make_free(self, num_tokens: int, keep: int | None = None) -> int:
-        """Tokens that may be allocated; less than asked for only where rows hold the rest."""
-        if num_tokens > self._budget_tokens - self.allocated_tokens - self.kept.num_tokens:
-            self._shrink(keep)
-        self.kept.shrink(self._budget_tokens - self.allocated_tokens - num_tokens)
+    @property
+    def _free_tokens(self) -> int:
+        """Tokens that may still be allocated or kept."""
         return self._budget_tokens - self.allocated_tokens - self.kept.num_tokens
 
-    def _shrink(self, keep: int | None) -> None:
-        for capacity, bucket in list(self._buckets.items()):
-            if capacity == keep:
-                continue
-            if bucket.size == bucket.rows:
-                continue
-            if bucket.size:
-                bucket.resize(bucket.size)
-            else:
-                bucket.resize(0)  # whoever still knows the bucket holds no memory with it
+    def _evict(self, num_tokens: int) -> None:
+        """Make so many tokens free at the cost of what was kept first, as far as there is anything."""
+        self.kept.shrink(self.kept.num_tokens - num_tokens + self._free_tokens)
+
+    def give_back(self) -> None:
+        """Allocate nothing that no row holds."""
+        self.kept.shrink(0)
+        self._take_slack(self._budget_tokens - self.reserved_tokens, _no_rows)
+
+    def _take_slack(self, num_tokens: int, headroom: Callable[[int], int], but: KvBucket | None = None) -> None:
+        """Make so many tokens free where buckets hold unused rows; those that hold most of them give first.
+
+        A bucket that gives has to move, so it gives all that it has beyond its headroom.
+
+        Args:
+            headroom: unused rows left to a bucket, of its occupied ones.
+        """
+        slack = {
+            capacity: (bucket.rows - bucket.size - headroom(bucket.size)) * capacity
+            for capacity, bucket in self._buckets.items()
+            if bucket is not but
+        }
+        for capacity in sorted(slack, key=slack.__getitem__, reverse=True):
+            if slack[capacity] <= 0 or num_tokens <= self._free_tokens:
+                return
+            bucket = self._buckets[capacity]
+            bucket.resize(bucket.size + headroom(bucket.size))
+            if not bucket.rows:  # whoever still knows the bucket holds no memory with it
                 del self._buckets[capacity], self._slots[capacity]
 
     def _place(self, slot: int, capacity: int, num_tokens: int, source: torch.Tensor | None) -> None:

@@ -52,6 +52,10 @@ class KeptKv:
     def __contains__(self, key: Key) -> bool:
         return key in self._kept
 
+    def covers(self, key: Key, token_ids: npt.NDArray[np.int32]) -> bool:
+        """Whether what this key has begins with these tokens."""
+        return key in self._kept and self._kept[key].covers(token_ids)
+
     def add(self, key: Key, kept: Kept) -> None:
         """Keep this, in place of what the key had."""
         self.drop(key)
@@ -85,9 +89,9 @@ class KeptKv:
 
     def take(self, id_: SampleId, token_ids: npt.NDArray[np.int32]) -> Kept | None:
         """A sample's own KV when it covers these tokens; it is no longer kept then."""
-        kept = self._kept.get(id_)
-        if kept is None or not kept.covers(token_ids):
+        if not self.covers(id_, token_ids):
             return None
+        kept = self._kept[id_]
         self.drop(id_)
         return kept
 

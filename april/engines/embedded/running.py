@@ -105,6 +105,10 @@ class RunningBatch:
         """Keep this KV where there is room."""
         self._memory.keep(key, kept)
 
+    def give_back(self) -> None:
+        """Give back the memory that no running sample holds."""
+        self._memory.give_back()
+
     def add(self, request: Request, source: torch.Tensor | None, *, mixed: bool = False) -> int:
         """Start a request whose tokens but the last have the KV `source`; returns its slot."""
         slot = self._table.open(request)
@@ -199,10 +203,13 @@ class RunningBatch:
         self._buckets: list[KvBucket] = self._memory.buckets()
         self._tokens = torch.from_numpy(self._table.last_token[slots]).to(device)
         self._positions = torch.from_numpy(self._memory.num_tokens[slots]).to(device)
-        columns = self._table.specs(slots)
-        self._specs: SpecBatch = spec_batch_of(columns, self._forward.vocab_size, device, self._forward.dtype)
+        self._specs = self._spec_batch(slots)
         self._uniforms: Iterator[torch.Tensor] = iter(())
         return slots
+
+    def _spec_batch(self, slots: Ints) -> SpecBatch:
+        """Sampling parameters of these slots, which may be named more than once."""
+        return spec_batch_of(self._table.specs(slots), self._forward.vocab_size, self._forward.device, self._forward.dtype)
 
     def step(self) -> Emitted:
         """Sample one token for every running sample, or more where guesses hold."""
@@ -258,8 +265,7 @@ class RunningBatch:
         tokens, positions = (torch.from_numpy(part).to(device) for part in (feed.token_ids[packed], lengths[row] + offset))
         logits = self._forward.decode(tokens, positions, max(step.longest for step in steps), steps)
         uniforms = self._table.uniforms(slots, packed.shape[1])[offset, row]
-        specs = self._specs.rows(torch.from_numpy(row).to(device))
-        found = host_values(draw(logits, specs, torch.from_numpy(uniforms).to(device)))
+        found = host_values(draw(logits, self._spec_batch(slots[row]), torch.from_numpy(uniforms).to(device)))
         values = np.zeros((len(found), *packed.shape))
         values[:, packed] = found
         return self._verified(slots, feed, values)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from april.core.sampling import SMALLEST_ENTROPY, SamplingSpec, temperature_factor
+from april.engines.embedded.truncate import Truncation, truncated, truncation_of
 
 _BLOCKS = (512, 256, 128)
 _PLAIN_VOCABULARY = 1_024
@@ -22,8 +23,7 @@ class SpecBatch:
     Attributes:
         inverse_temperature: (n, 1) in the compute dtype; 1 for greedy rows.
         greedy: bool (n,).
-        top_p: (n, 1), 1 where nothing is cut.
-        top_k: int64 (n, 1), V where nothing is cut.
+        truncation: top-k and top-p of the rows that have any.
         adaptive: (n, 4), what makes a row's temperature follow its entropy; strength 0 where nothing does.
         entropy: whether any row wants entropies.
         all_greedy: whether no row draws at random.
@@ -31,25 +31,21 @@ class SpecBatch:
 
     inverse_temperature: torch.Tensor | None
     greedy: torch.Tensor | None
-    top_p: torch.Tensor | None
-    top_k: torch.Tensor | None
+    truncation: Truncation | None
     adaptive: torch.Tensor | None
     entropy: bool
     all_greedy: bool = False
 
     @property
     def _parts(self) -> tuple[torch.Tensor | None, ...]:
-        return self.inverse_temperature, self.greedy, self.top_p, self.top_k, self.adaptive
-
-    def rows(self, index: torch.Tensor) -> SpecBatch:
-        """The parameters of these rows, int64 (m,), repeated as often as they are named."""
-        found = (None if part is None else part.index_select(0, index) for part in self._parts)
-        return SpecBatch(*found, self.entropy, self.all_greedy)
+        cut = self.truncation.values if self.truncation is not None else []
+        return self.inverse_temperature, self.greedy, self.adaptive, *cut
 
     @property
-    def kind(self) -> tuple[bool, ...]:
+    def kind(self) -> tuple[object, ...]:
         """Which operations these parameters need; equal kinds of equal size may take each other's values."""
-        return *(part is None for part in self._parts), self.entropy, self.all_greedy
+        cut = None if self.truncation is None else self.truncation.kind
+        return *(part is None for part in self._parts[:3]), cut, self.entropy, self.all_greedy
 
     def take(self, other: SpecBatch) -> None:
         """Copy the values of another batch of the same kind and size into the tensors of this one."""
@@ -75,21 +71,23 @@ def spec_batch(specs: Sequence[SamplingSpec], vocab_size: int, device: torch.dev
     return spec_batch_of(np.array([spec_columns(spec) for spec in specs]), vocab_size, device, dtype)
 
 
-def spec_batch_of(columns: SpecColumns, vocab_size: int, device: torch.device, dtype: torch.dtype) -> SpecBatch:
-    """Vectors for the rows of `columns`."""
+def spec_batch_of(
+    columns: SpecColumns, vocab_size: int, device: torch.device, dtype: torch.dtype, *, static: bool = False
+) -> SpecBatch:
+    """Vectors for the rows of `columns`.
+
+    Args:
+        static: whether a captured step uses them, which does not look at values.
+    """
     temperature, top_p, top_k, entropy = columns.T[:4]
     adaptive = columns[:, 4:]
     greedy, wide = temperature == 0, compute_dtype(dtype)
-
-    def column(values: npt.NDArray[np.generic], kind: torch.dtype) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(device=device, dtype=kind).unsqueeze(1)
-
     tempered = bool(((temperature != 1) & ~greedy).any())
+    inverse = torch.from_numpy(1 / np.where(greedy, 1.0, temperature)).to(device=device, dtype=wide).unsqueeze(1)
     return SpecBatch(
-        column(1 / np.where(greedy, 1.0, temperature), wide) if tempered else None,
+        inverse if tempered else None,
         torch.from_numpy(greedy).to(device) if greedy.any() else None,
-        column(top_p, wide) if (top_p < 1).any() else None,
-        column(np.where(top_k > 0, top_k, vocab_size), torch.int64) if top_k.any() else None,
+        truncation_of(np.where(greedy, 0, top_k), np.where(greedy, 1.0, top_p), vocab_size, device, static=static),
         torch.from_numpy(adaptive.copy()).to(device=device, dtype=wide) if (adaptive[:, 0] * ~greedy).any() else None,
         bool(entropy.any()),
         bool(greedy.all()),
@@ -123,9 +121,7 @@ def _scaled(logits: torch.Tensor, specs: SpecBatch) -> torch.Tensor:
     scaled = logits.to(compute_dtype(logits.dtype))
     if specs.inverse_temperature is not None:
         scaled = scaled * specs.inverse_temperature
-    if specs.top_k is not None or specs.top_p is not None:
-        scaled = scaled.masked_fill(~_kept(scaled, specs), float("-inf"))
-    return scaled
+    return scaled if specs.truncation is None else truncated(scaled, specs.truncation)
 
 
 def _entropies(probabilities: torch.Tensor) -> torch.Tensor:
@@ -141,20 +137,6 @@ def _factors(entropies: torch.Tensor, adaptive: torch.Tensor) -> torch.Tensor:
     return factors.unsqueeze(1)
 
 
-def _kept(scaled: torch.Tensor, specs: SpecBatch) -> torch.Tensor:
-    """bool (n, V): tokens that survive top-k and top-p; equal values keep the order of their ids."""
-    ordered, ids = torch.sort(scaled, dim=-1, descending=True, stable=True)
-    rank = torch.arange(scaled.shape[-1], device=scaled.device)
-    keep = torch.ones_like(ordered, dtype=torch.bool)
-    if specs.top_k is not None:
-        keep = keep & (rank[None] < specs.top_k)
-    if specs.top_p is not None:
-        mass = torch.softmax(ordered.masked_fill(~keep, float("-inf")), dim=-1)
-        before = torch.cumsum(mass, dim=-1, dtype=torch.float64) - mass
-        keep = keep & ((before < specs.top_p) | (specs.top_p >= 1))
-    return torch.zeros_like(keep).scatter_(1, ids, keep)
-
-
 def invert_cdf(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """The token whose interval of the cumulative distribution holds each uniform.
 
@@ -163,7 +145,7 @@ def invert_cdf(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Ten
         uniforms: float64 (n,) in [0, 1).
 
     Returns:
-        int64 (n,); never a token of probability 0.
+        int64 (n,); never a token of probability 0. Some token of the vocabulary where probabilities are not numbers.
     """
     # Below 1 by two units of rounding, a uniform times the total mass stays below the total mass.
     uniforms = uniforms.clamp(max=1 - 2**-52)
@@ -176,7 +158,12 @@ def _invert_plain(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.
     cumulative = torch.cumsum(probabilities, dim=-1, dtype=torch.float64)
     target = uniforms[:, None] * cumulative[:, -1:]
     # Intervals are closed below: the first index whose cumulative mass exceeds the target.
-    return torch.searchsorted(cumulative, target, right=True).squeeze(1)
+    return _within(torch.searchsorted(cumulative, target, right=True), cumulative).squeeze(1)
+
+
+def _within(index: torch.Tensor, searched: torch.Tensor) -> torch.Tensor:
+    """What a search found; the last place where it found none, among values that are not numbers."""
+    return index.clamp_(max=searched.shape[-1] - 1)
 
 
 def _invert_blocks(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
@@ -188,19 +175,19 @@ def _invert_blocks(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch
     blocks = padded.view(len(probabilities), -1, width)
     cumulative = torch.cumsum(blocks.sum(-1), dim=-1, dtype=torch.float64)
     target = uniforms[:, None] * cumulative[:, -1:]
-    block = torch.searchsorted(cumulative, target, right=True)
+    block = _within(torch.searchsorted(cumulative, target, right=True), cumulative)
     before = torch.where(block > 0, cumulative.gather(1, (block - 1).clamp_(min=0)), 0.0)
     inside = blocks.gather(1, block[:, :, None].expand(-1, -1, width)).squeeze(1)
     within = torch.cumsum(inside, dim=-1, dtype=torch.float64)
     token = torch.searchsorted(within, target - before, right=True)
     # Rounding may put the target past the block's own sum: then its last token with any mass is meant.
     last = (width - 1) - (inside > 0).flip(-1).to(torch.int8).argmax(-1, keepdim=True)
-    return (block * width + torch.minimum(token, last)).squeeze(1)
+    return _within(block * width + torch.minimum(token, last), probabilities).squeeze(1)
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Tokens int64 (n,), their log-probs (n,), and entropies (n,) or None."""
+    """Tokens int64 (n,), their log-probs (n,), NaN where the logits are not finite, and entropies (n,) or None."""
 
     tokens: torch.Tensor
     logprobs: torch.Tensor
@@ -217,7 +204,7 @@ def draw(logits: torch.Tensor, specs: SpecBatch, uniforms: torch.Tensor) -> Draw
     """
     if specs.all_greedy:
         tokens = logits.argmax(-1)
-        zeros = torch.zeros(tokens.shape, dtype=compute_dtype(logits.dtype), device=logits.device)
+        zeros = _zero_if_finite(logits, tokens[:, None]).squeeze(1)
         return Draw(tokens, zeros, zeros if specs.entropy else None)
     # One pass instead of three: the log-prob is the logarithm of the very probability that the token was drawn with.
     scaled = _scaled(logits, specs)
@@ -226,7 +213,8 @@ def draw(logits: torch.Tensor, specs: SpecBatch, uniforms: torch.Tensor) -> Draw
     if specs.adaptive is not None and entropies is not None:
         probabilities = torch.softmax(scaled / _factors(entropies, specs.adaptive), dim=-1)
     if specs.greedy is not None:
-        best = torch.zeros_like(probabilities).scatter_(1, logits.argmax(-1, keepdim=True), 1.0)
+        ids = logits.argmax(-1, keepdim=True)
+        best = torch.zeros_like(probabilities).scatter_(1, ids, 1 + _zero_if_finite(logits, ids))
         probabilities = torch.where(specs.greedy[:, None], best, probabilities)
         entropies = None if entropies is None else entropies.masked_fill(specs.greedy, 0.0)
     tokens = invert_cdf(probabilities, uniforms)
@@ -234,3 +222,9 @@ def draw(logits: torch.Tensor, specs: SpecBatch, uniforms: torch.Tensor) -> Draw
     if specs.entropy and entropies is None:
         entropies = _entropies(probabilities)
     return Draw(tokens, chosen, entropies)
+
+
+def _zero_if_finite(logits: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+    """(n, 1) in the compute dtype: 0, or NaN for rows whose largest logit, at `best`, is not finite."""
+    largest = logits.gather(1, best).to(compute_dtype(logits.dtype))
+    return largest - largest

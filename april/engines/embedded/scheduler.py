@@ -106,11 +106,19 @@ class WaitingQueue:
             self._requests = [request for request in self._requests if request.id not in ids]
         return gone
 
-    def admit(self, room: Room, classes: Sequence[int], *, only: Callable[[Request], bool] | None = None) -> list[Request]:
+    def admit(
+        self,
+        room: Room,
+        classes: Sequence[int],
+        prefill_cost: Callable[[Request], int],
+        *,
+        only: Callable[[Request], bool] | None = None,
+    ) -> list[Request]:
         """Take out the oldest requests that fit into the room, without overtaking.
 
         Args:
             room: free rows and budgets; one request may exceed the prefill budget when it comes first.
+            prefill_cost: tokens that a request would have computed, asked in the order of admission.
             only: requests for which this is false stay, and do not block those behind them.
         """
         taken: list[Request] = []
@@ -118,8 +126,11 @@ class WaitingQueue:
         for request in self._requests:
             if only is not None and not only(request):
                 continue
-            reserved, cost = class_for(len(request.context), classes), len(request.context) - 1
-            if len(taken) == room.rows or reserved > kv_tokens or (taken and cost > prefill_tokens):
+            reserved = class_for(len(request.context), classes)
+            if len(taken) == room.rows or reserved > kv_tokens:
+                break
+            cost = prefill_cost(request)
+            if taken and cost > prefill_tokens:
                 break
             kv_tokens, prefill_tokens = kv_tokens - reserved, prefill_tokens - cost
             taken.append(request)

@@ -18,6 +18,7 @@ from april.core.routes import Routes
 from april.engines.embedded.forward import TokenRows
 from april.models.attention import group_lengths
 from april.models.kv import KvBucket
+from april.models.parameters import check_weights, parameter_shapes
 from april.models.routing import Routing
 
 _UNBOUNDED_POSITIONS = 2**20  # for architectures without a limit of their own
@@ -58,18 +59,18 @@ class TransformersForward:
     def bucket(self, capacity: int) -> KvBucket:
         return KvBucket(1, 1, 1, capacity, torch.float64, self.device)
 
+    def check(self, weights: Mapping[str, Any]) -> None:
+        check_weights(weights, parameter_shapes(self.module))
+
     @torch.no_grad()
     def load(self, weights: Mapping[str, Any]) -> None:
         """Copy weights by name; parameters tied to a given one follow it.
 
         Raises:
-            ModelError: when a parameter is missing; nothing has changed then.
+            ModelError: when a parameter is missing or has another shape; nothing has changed then.
         """
-        parameters = dict(self.module.named_parameters())
-        missing = sorted(set(parameters) - set(weights))
-        if missing:
-            raise ModelError("a parameter is missing", where=missing[0], expected="the names of the Hugging Face model")
-        for name, parameter in parameters.items():
+        self.check(weights)
+        for name, parameter in self.module.named_parameters():
             parameter.copy_(weights[name])
         self._prefixes.clear()
 

@@ -11,16 +11,13 @@ and leaves K + B tokens. While B does not change, n steps cost a sum of at most 
 from __future__ import annotations
 
 import bisect
-import json
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from april.config.schema import Config
-from april.core.errors import DataError
 
 
 class EngineCosts(Config):
@@ -116,22 +113,6 @@ class EngineCosts(Config):
         while steps > 0 and self.steps_s(batch, context_tokens, steps) > seconds:
             steps -= 1
         return steps
-
-    def save(self, path: Path) -> None:
-        """Write the constants as JSON."""
-        path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: Path) -> EngineCosts:
-        """Read constants that `save` wrote.
-
-        Raises:
-            DataError: no such file, or not a file of constants.
-        """
-        try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, ValidationError) as error:
-            raise DataError("costs cannot be read", where=str(path), got=error, expected="a file of EngineCosts") from None
 
 
 def interpolated(table: Sequence[tuple[int, float]], batch: int) -> float:

@@ -16,6 +16,7 @@ from april.core.event import Broken, Event, Finished, Parked, Progressed
 from april.core.ids import SampleId, Version
 from april.core.random import stream_key, uniforms
 from april.core.sample import Sample, Segment, repeated
+from april.engines.admission import check_admission
 from april.engines.base import Caps, Load, UpdateMode, Weights
 from april.engines.simulated.config import SimulatedConfig
 from april.engines.simulated.costs import EngineCosts
@@ -94,9 +95,8 @@ class SimulatedEngine:
     # -- samples ------------------------------------------------------------------------------------------------------
 
     def submit(self, samples: Sequence[Sample]) -> None:
+        check_admission(samples, self._jobs, self.caps.max_sample_tokens)
         jobs = [self._job(sample) for sample in samples]
-        if len({sample.id for sample in samples}) < len(samples):
-            raise EngineError("a sample was submitted twice in one call", got=[str(sample.id) for sample in samples])
         now = self._clock.now()
         self._run_until(now)
         for job in jobs:
@@ -105,16 +105,8 @@ class SimulatedEngine:
 
     def _job(self, sample: Sample) -> Job:
         prompt, limit = len(sample.prompt.token_ids), self.caps.max_sample_tokens
-        problem = None
-        if sample.id in self._jobs:
-            problem = "it is running already"
-        elif sample.stop is not None or sample.remaining_tokens < 1:
-            problem = "nothing is left to generate"
-        elif prompt + len(sample) >= limit:
-            problem = f"{prompt + len(sample)} tokens leave no room in a context of {limit}"
-        elif min(prompt + sample.spec.max_new_tokens, self.config.max_sample_tokens) > self.costs.kv_tokens:
+        if min(prompt + sample.spec.max_new_tokens, self.config.max_sample_tokens) > self.costs.kv_tokens:
             problem = f"it may grow to more tokens than the {self.costs.kv_tokens} of KV that a replica holds"
-        if problem:
             raise EngineError("a sample cannot be generated", where=str(sample.id), got=problem)
         course = self._courses(sample)
         total = min(course.num_tokens, sample.spec.max_new_tokens, limit - prompt)
@@ -257,8 +249,7 @@ class SimulatedEngine:
     def _place(self, jobs: Sequence[Job], now: float) -> None:
         """Give samples to replicas, or to the central queue, and let those replicas look."""
         touched: dict[Replica, None] = {}
-        if self.config.failures_per_hour or len(self._updates) > 1 or self._rolling:
-            self._router.down = [replica.closed or replica.free_s > now for replica in self.replicas]
+        self._pass_over(now)
         for job in jobs:
             if self.config.routing == "queue" and not self._has_place(self._router.lightest()):
                 self._central.append(job)
@@ -269,6 +260,12 @@ class SimulatedEngine:
         for replica in touched:
             replica.settle(now)
             self._look(replica, now)
+
+    def _pass_over(self, now: float) -> None:
+        """Tell the router which replicas drain, swap or restart; when all do, none is worse than the others."""
+        if self.config.failures_per_hour or self._updates or self._router.down:
+            down = {replica.index for replica in self.replicas if replica.closed or replica.free_s > now}
+            self._router.down = down if len(down) < len(self.replicas) else set()
 
     def _has_place(self, index: int) -> bool:
         return not self.replicas[index].closed and self._router.loads[index] < self.costs.max_running

@@ -106,6 +106,7 @@ class Replica:
         self._stop_number = 0
         self.read_tokens = self.held_tokens = 0
         self._holders: dict[GroupId, int] = {}
+        self._num_idle_kv = 0
         self.closed = False
         self.version: Version = 0
         self.fails_at_busy_s = float("inf")
@@ -214,6 +215,8 @@ class Replica:
             self.prefilled += wanted
             prefill_s = self.costs.admit_s + self.costs.prefill_s(wanted)
             job.mixed = False
+        else:
+            self._num_idle_kv -= 1
         job.kv_kept, job.state = True, "running"
         self.running[job] = None
         self.read_tokens += job.context
@@ -248,6 +251,9 @@ class Replica:
             self.waiting.appendleft(job)
 
     def _evict_paused(self) -> bool:
+        """One that does not run loses its KV; False when none of them has any."""
+        if not self._num_idle_kv:
+            return False
         for job in (*self.paused, *self.waiting):
             if job.kv_kept:
                 self.free(job)
@@ -258,6 +264,7 @@ class Replica:
         """A sequence that does not run gives its KV back."""
         if job.kv_kept:
             job.kv_kept = False
+            self._num_idle_kv -= 1
             left = self._hold(job, -1)
             self.held_tokens -= job.context - (job.prompt_tokens if self.shares_prefix and left else 0)
 
@@ -267,6 +274,7 @@ class Replica:
         job.done = self.tokens_of(job)
         job.state = state
         del self.running[job]
+        self._num_idle_kv += 1
         if state == "paused":
             self.paused[job] = None
         elif state == "gone":

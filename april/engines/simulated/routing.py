@@ -16,10 +16,14 @@ class Router:
     Args:
         routing: the rule; "queue" is "least_loaded" for whoever asks only when there is a free place.
         num_replicas: R.
+
+    Attributes:
+        down: replicas that are passed over while another one is there.
     """
 
     def __init__(self, routing: Routing, num_replicas: int) -> None:
-        self.routing, self.loads, self.down = routing, [0] * num_replicas, [False] * num_replicas
+        self.routing, self.loads = routing, [0] * num_replicas
+        self.down: set[int] = set()
         self._heap = [(0, index) for index in range(num_replicas)]
         self._homes: dict[GroupId, list[int]] = {}
 
@@ -27,7 +31,7 @@ class Router:
         """The replica for one more sample of a group; it is counted."""
         if self.routing == "static":
             index = group.serial % len(self.loads)
-        elif self.routing == "by_group" and group in self._homes and not self.down[self._homes[group][0]]:
+        elif self.routing == "by_group" and group in self._homes and self._homes[group][0] not in self.down:
             index = self._homes[group][0]
         else:
             index = self.lightest()
@@ -57,7 +61,7 @@ class Router:
             load, index = self._heap[0]
             if load != self.loads[index]:
                 heapq.heappop(self._heap)
-            elif self.down[index]:
+            elif index in self.down:
                 skipped.append(heapq.heappop(self._heap))
             else:
                 found = index

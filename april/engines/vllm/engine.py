@@ -12,8 +12,6 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from april.core.clock import Clock
@@ -21,19 +19,19 @@ from april.core.errors import EngineError, nearest
 from april.core.event import Event, Finished, Parked, Progressed
 from april.core.ids import SampleId, Version
 from april.core.sample import Sample, Segment, Stop
-from april.engines.base import Caps, Load, UpdateMode, Weights
-from april.engines.embedded.check import check_sample
+from april.engines.base import Caps, UpdateMode, Weights
 from april.engines.embedded.stops import Decodes, completes_stop, window_tokens
+from april.engines.vllm.bookkeeping import Bookkeeping
 from april.engines.vllm.config import VllmConfig
-from april.engines.vllm.request import Request, sampling_params
+from april.engines.vllm.files import WeightFiles
+from april.engines.vllm.request import Request, Settings, entropy
 from april.engines.vllm.start import start_vllm, tied_names
 
 _MODES: tuple[UpdateMode, ...] = ("drain", "recompute", "keep_kv")
 _LARGEST_ENTROPY_VOCABULARY = 4096
-"""Exact entropies need the log-probs of all tokens at every position; beyond this many they cost more than the step."""
 
 
-class VllmEngine:
+class VllmEngine(Bookkeeping):
     """See `april.engines.base.Engine`. What vLLM cannot promise, `caps` says: a sample that is cut and resumed draws other
     numbers than one that is not, and there is no `score`.
 
@@ -61,11 +59,17 @@ class VllmEngine:
         self._llm = start_vllm(module, self._config)
         settings = self._llm.vllm_config
         self._dtype = str(settings.model_config.dtype).removeprefix("torch.")
-        self._context, self._vocab_size = (
-            int(settings.model_config.max_model_len),
-            int(module.config.get_text_config().vocab_size),
+        context, blocks = int(settings.model_config.max_model_len), int(settings.cache_config.num_gpu_blocks - 1)
+        kv_tokens = blocks * int(settings.cache_config.block_size)
+        self._settings = Settings(
+            context_tokens=context,
+            row_tokens=min(context, kv_tokens),
+            vocab_size=int(module.config.get_text_config().vocab_size),
+            largest_entropy_vocabulary=_LARGEST_ENTROPY_VOCABULARY,
+            entropy_top_k=self._config.entropy_top_k,
+            has_tokenizer=tokenizer is not None,
+            seeded=self._config.seeded,
         )
-        self._kv_tokens = int(settings.cache_config.num_gpu_blocks - 1) * int(settings.cache_config.block_size)
         self._waiting: deque[Request] = deque()
         self._running: dict[str, Request] = {}
         self._live: dict[SampleId, Request] = {}
@@ -77,15 +81,18 @@ class VllmEngine:
         self._busy_s = self._slot_s = 0.0
         self.caps = Caps(
             max_running=self._config.max_running,
-            kv_tokens=self._kv_tokens,
-            max_sample_tokens=min(self._context, self._kv_tokens),
+            kv_tokens=kv_tokens,
+            max_sample_tokens=self._settings.row_tokens,
             update_modes=frozenset(_MODES),
             addressed_random=False,
-            entropy=self._vocab_size <= _LARGEST_ENTROPY_VOCABULARY,
+            entropy=self._settings.exact_entropies,
             score=False,
             shares_prefix=self._config.prefix_caching,
+            sleeps=bool(settings.model_config.enable_sleep_mode),
         )
         self._tied = tied_names(module)
+        # workers of several GPUs are other processes, which cannot read tensors of this one
+        self._files = WeightFiles(None) if self._config.tensor_parallel > 1 else None
         self._load_weights(dict(module.named_parameters()), version)
 
     # -- the source -----------------------------------------------------------------------------------------------
@@ -125,42 +132,12 @@ class VllmEngine:
 
     def submit(self, samples: Sequence[Sample]) -> None:
         """Accept all samples, or none and raise."""
-        seen: set[SampleId] = set()
+        self._check(samples, self._settings)
         for sample in samples:
-            self._check(sample, seen)
-            seen.add(sample.id)
-        for sample in samples:
-            request = Request(f"{self.name}-{self._serial}", sample)
+            request = Request(self._serial, sample)
             self._serial += 1
             self._live[sample.id] = request
             self._waiting.append(request)
-
-    def _check(self, sample: Sample, seen: set[SampleId]) -> None:
-        if sample.id in self._live or sample.id in seen:
-            raise EngineError("a sample is already running", where=str(sample.id), hint="wait for its Parked event")
-        check_sample(
-            sample,
-            context_tokens=self._context,
-            row_tokens=self.caps.max_sample_tokens,
-            vocab_size=self._vocab_size,
-            has_tokenizer=self._tokenizer is not None,
-        )
-        if sample.spec.entropy and not self.caps.entropy:
-            raise EngineError(
-                "exact entropies are not recorded by vLLM for a vocabulary of this size",
-                where="sampling.entropy",
-                got=self._vocab_size,
-                expected=f"at most {_LARGEST_ENTROPY_VOCABULARY} tokens",
-                hint='set sampling.entropy = false, or engine.type = "embedded"',
-            )
-        if sample.spec.adaptive is not None:
-            raise EngineError(
-                "vLLM draws all tokens of a sample at one temperature",
-                where="sampling.adaptive_temperature",
-                got=sample.spec.adaptive.strength,
-                expected="0",
-                hint='set sampling.adaptive_temperature = 0, or engine.type = "embedded"',
-            )
 
     def abort(self, ids: Sequence[SampleId] | None = None) -> None:
         """Park these samples at the next poll; ids that are not here are ignored."""
@@ -187,14 +164,17 @@ class VllmEngine:
     # -- one step -------------------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        if self._pending is not None:
+        if self._pending is not None or not self._waiting:
             return
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
         while self._waiting and len(self._running) < self._config.max_running:
             request = self._waiting.popleft()
-            params = sampling_params(request.sample, self._context, seeded=self._config.seeded)
+            params = SamplingParams(**request.parameters(self._settings), output_kind=RequestOutputKind.DELTA)
             # the salt keys the prefix cache: blocks made by other weights can never be hit
             prompt = {"prompt_token_ids": request.context.tolist(), "cache_salt": str(self._num_updates)}
-            self._llm.add_request(request.key, prompt, params)
+            self._llm.add_request(request.key, prompt, params, priority=request.serial)
             self._running[request.key] = request
 
     def _collect(self, output: Any) -> None:
@@ -208,11 +188,12 @@ class VllmEngine:
             cached = int(output.num_cached_tokens or 0)
             self._counts["shared"] += cached
             self._counts["prefill"] += len(request.context) - cached
-        self._counts["generated"] += request.extend(reply.token_ids, reply.logprobs)
+        logprobs = (min(0.0, float(at[token].logprob)) for token, at in zip(reply.token_ids, reply.logprobs, strict=True))
+        self._counts["generated"] += request.extend(reply.token_ids, logprobs, self._entropies(request, reply.logprobs))
         stop: Stop | None = None
         if reply.finish_reason is not None:
             stop = "length" if reply.finish_reason == "length" else "eos"
-            self._check_versions(request, reply)
+            check_version(reply.weight_versions, self._version, request.id)
         strings = request.sample.spec.stop_strings
         if stop != "eos" and strings and self._tokenizer is not None:
             tail = request.tail(window_tokens(strings))
@@ -226,16 +207,11 @@ class VllmEngine:
         elif request.num_unreported >= self._config.report_every_tokens:
             self._report(request)
 
-    def _check_versions(self, request: Request, reply: Any) -> None:
-        """The version that vLLM says sampled the last tokens must be the one they are booked under."""
-        spans = reply.weight_versions
-        if spans and str(spans[-1].version) != str(self._version):
-            raise EngineError(
-                "vLLM sampled with other weights than were published",
-                where=str(request.id),
-                got=f"version {spans[-1].version}",
-                expected=f"version {self._version}",
-            )
+    def _entropies(self, request: Request, tables: Sequence[Any]) -> list[float] | None:
+        if not request.sample.spec.entropy:
+            return None
+        top_k = self._settings.entropy_top_k
+        return [entropy([float(entry.logprob) for entry in table.values()], top_k) for table in tables]
 
     def _report(self, request: Request) -> None:
         segment = self._take(request)
@@ -270,8 +246,7 @@ class VllmEngine:
         from april.engines.vllm.transfer import send
 
         self._num_updates += 1
-        tied = {name: weights[source] for name, source in self._tied.items() if name not in weights}
-        send(self._llm, {**weights, **tied}, version)
+        send(self._llm, weights, version, self._tied, self._files)
         self._version = version
 
     def _swap_when_quiet(self) -> None:
@@ -281,31 +256,18 @@ class VllmEngine:
         self._load_weights(weights, version)
         self._llm.reset_prefix_cache()
 
-    # -- questions ------------------------------------------------------------------------------------------------
-
-    def score(self, samples: Sequence[Sample]) -> list[npt.NDArray[np.float32]]:
-        """Not available: vLLM's log-probs of given tokens ignore the sample's temperature.
+    def sleep(self) -> None:
+        """Give the GPU's memory back: the KV is dropped, the weights wait in the memory of the CPU.
 
         Raises:
-            EngineError: always; `caps.score` says so beforehand.
+            EngineError: samples are here.
         """
-        raise EngineError(
-            "vLLM does not score given tokens", where="engine.type", got="score", expected="an engine whose caps say so"
-        )
+        self._check_idle()
+        self._llm.sleep(1)
 
-    def load(self) -> Load:
-        """Counters; `slot_s / busy_s` is the mean occupied fraction."""
-        return Load(
-            running=len(self._running),
-            waiting=len(self._waiting),
-            kv_tokens=sum(len(request.context) + request.num_sampled for request in self._running.values()),
-            version=self._version,
-            generated_tokens=self._counts["generated"],
-            prefill_tokens=self._counts["prefill"],
-            shared_tokens=self._counts["shared"],
-            busy_s=self._busy_s,
-            slot_s=self._slot_s,
-        )
+    def wake(self) -> None:
+        """Take the memory again, with the weights of before."""
+        self._llm.wake_up()
 
     def close(self) -> None:
         """Stop vLLM; nothing more is reported."""
@@ -314,3 +276,21 @@ class VllmEngine:
         self._waiting, self._running, self._live, self._outbox = deque(), {}, {}, []
         self._aborted, self._pending = set(), None
         self._llm.engine_core.shutdown()
+        if self._files is not None:
+            self._files.close()
+
+
+def check_version(spans: Sequence[Any] | None, version: Version, sample: SampleId) -> None:
+    """The version that vLLM says sampled the last tokens must be the one they are booked under.
+
+    Raises:
+        EngineError: it is another one, or vLLM does not say.
+    """
+    told = str(spans[-1].version) if spans else None
+    if told != str(version):
+        raise EngineError(
+            "vLLM sampled with other weights than were published",
+            where=str(sample),
+            got="no version" if told is None else f"version {told}",
+            expected=f"version {version}",
+        )

@@ -1,20 +1,27 @@
 """Weights into a running vLLM, through vLLM's own weight-transfer interface.
 
-The backends that come with vLLM move weights over NCCL, CUDA IPC or RDMA. This one takes tensors that are in the same
-process already, which is all that a CPU, or one machine with one process, needs: nothing is copied but into the model.
+The backends that come with vLLM move weights over NCCL, CUDA IPC or RDMA. This one takes them from where a CPU, or one
+machine, or a shared file system has them:
+
+    offer   tensors of the same process; nothing is copied but into the model
+    files   a safetensors file, for workers in other processes: each maps it and reads its own part
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from april.engines.vllm.files import WeightFiles, named_once
 
 BACKEND = "april"
 _SERIAL = itertools.count()
@@ -28,13 +35,23 @@ class InitInfo(WeightTransferInitInfo):
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):
-    """Which offer to take."""
+    """Where the weights are: an offer, or a file that holds every tensor.
+
+    vLLM packs several tensors into one layer and makes a layer anew as a whole, so half a layer must not be sent.
+
+    Attributes:
+        offer: of this process; -1 for none.
+        file: path of a safetensors file.
+        aliases: name -> another name of the same tensor, for weights that are tied.
+    """
 
     offer: int = -1
+    file: str = ""
+    aliases: dict[str, str] = field(default_factory=dict)
 
 
-class SameProcessTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
-    """Loads tensors that another part of this process has offered."""
+class AprilTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
+    """Loads tensors that are offered in this process, or that lie in a file."""
 
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
@@ -58,35 +75,67 @@ class SameProcessTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        """Copy the offered tensors into the model; vLLM's loader fuses and casts as it needs."""
-        weights = _OFFERED[update_info.offer]
+        """Copy the tensors into the model; vLLM's loader fuses and casts as it needs."""
+        found = _OFFERED[update_info.offer].items() if update_info.offer >= 0 else _read(update_info)
         with torch.inference_mode():
-            self.model.load_weights((name, tensor.detach()) for name, tensor in weights.items())  # type: ignore[operator]
+            self.model.load_weights((name, tensor.detach()) for name, tensor in found)  # type: ignore[operator]
 
     def shutdown(self) -> None:
         """Nothing is held."""
 
 
+def _read(info: UpdateInfo) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a file, one after the other, under all their names."""
+    others: dict[str, list[str]] = {}
+    for alias, name in info.aliases.items():
+        others.setdefault(name, []).append(alias)
+    with safe_open(info.file, framework="pt") as file:
+        for name in list(file.keys()):
+            tensor = file.get_tensor(name)
+            yield from ((each, tensor) for each in (name, *others.get(name, ())))
+
+
 def register() -> None:
     """Make the backend known to vLLM; a second call changes nothing."""
-    if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, SameProcessTransfer)
+    with suppress(ValueError):  # it is known already
+        WeightTransferEngineFactory.register_engine(BACKEND, AprilTransfer)
 
 
-def send(llm: Any, weights: Mapping[str, torch.Tensor], version: int) -> None:
-    """Load weights into every worker of an engine in this process and name their version.
+def send(
+    llm: Any, weights: Mapping[str, torch.Tensor], version: int, tied: Mapping[str, str], files: WeightFiles | None = None
+) -> None:
+    """Load weights into every worker of an engine and name their version.
 
     Args:
-        llm: a `vllm.v1.engine.llm_engine.LLMEngine` whose weight-transfer backend is this one.
+        llm: a `vllm.v1.engine.llm_engine.LLMEngine` in this process whose weight-transfer backend is this one.
         weights: Hugging Face name -> tensor.
         version: what replies will carry from now on.
+        tied: name -> another name of the same tensor.
+        files: for workers in other processes; without it they are in this one, and read the tensors in place.
     """
-    offer = next(_SERIAL)
-    _OFFERED[offer] = weights
-    try:
+    with _offered(weights, tied) if files is None else _filed(weights, version, tied, files) as info:
         llm.collective_rpc("start_weight_update")
-        llm.collective_rpc("update_weights", kwargs={"update_info": {"offer": offer}})
+        llm.collective_rpc("update_weights", kwargs={"update_info": info})
         llm.collective_rpc("finish_weight_update")
+    llm.set_weight_version(str(version))
+
+
+@contextmanager
+def _offered(weights: Mapping[str, torch.Tensor], tied: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    offer = next(_SERIAL)
+    _OFFERED[offer] = {**weights, **{name: weights[source] for name, source in tied.items() if name not in weights}}
+    try:
+        yield {"offer": offer}
     finally:
         del _OFFERED[offer]
-    llm.set_weight_version(str(version))
+
+
+@contextmanager
+def _filed(
+    weights: Mapping[str, torch.Tensor], version: int, tied: Mapping[str, str], files: WeightFiles
+) -> Iterator[dict[str, Any]]:
+    path = files.write(named_once(weights, tied), version)
+    try:
+        yield {"file": path, "aliases": dict(tied)}
+    finally:
+        files.remove(path)

@@ -49,6 +49,10 @@ class AsyncRule:
     def max_lag_steps(self) -> int:
         return self.config.max_lag_steps
 
+    @property
+    def overlaps(self) -> bool:
+        return self.config.max_lag_steps > 0
+
     def plan(self, view: View, memo: Memo) -> tuple[Plan, Memo]:
         return (self.bound.drop(view) or self._cut(view) or self._fill(view)), memo
 

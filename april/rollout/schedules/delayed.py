@@ -12,6 +12,7 @@ from pydantic import Field
 
 from april.config.schema import Config
 from april.engines.base import UpdateMode
+from april.rollout.schedules.fill import all_waiting
 from april.rollout.view import Memo, Plan, View
 
 
@@ -41,5 +42,4 @@ class DelayedSchedule:
         missing = max(0, min(wanted - view.num_groups, view.issuable))
         if not missing and view.num_ready_groups == view.num_groups >= view.groups_per_step:
             return Plan(emit=tuple(sorted(view.ready_groups())[: view.groups_per_step])), memo
-        start = tuple(sample for group in view.waiting_groups() for sample in view.waiting_samples(group))
-        return Plan(issue=missing, start=start), memo
+        return Plan(issue=missing, start=all_waiting(view)), memo

@@ -9,6 +9,7 @@ from typing import Literal
 
 from april.config.schema import Config
 from april.engines.base import UpdateMode
+from april.rollout.schedules.fill import all_waiting
 from april.rollout.view import Memo, Plan, View
 
 
@@ -22,6 +23,7 @@ class OneStepSchedule:
     """The synchronous rule, but for not waiting for the trainer before a batch is started."""
 
     max_lag_steps = 1
+    overlaps = True
     update_mode: UpdateMode = "drain"
 
     def __init__(self, config: OneStepConfig) -> None:
@@ -31,5 +33,4 @@ class OneStepSchedule:
         if not view.updating and view.num_ready_groups >= view.groups_per_step:
             return Plan(emit=view.ready_groups(view.groups_per_step)), memo
         missing = min(view.groups_per_step - view.num_groups, view.issuable)
-        start = tuple(sample for group in view.waiting_groups() for sample in view.waiting_samples(group))
-        return Plan(issue=max(0, missing), start=start), memo
+        return Plan(issue=max(0, missing), start=all_waiting(view)), memo

@@ -13,7 +13,7 @@ from april.rollout.schedules.multi_version import PinnedRule
 
 
 class RollingConfig(AsyncConfig):
-    """Keep generating through updates, which reach one worker of the engine at a time."""
+    """Keep generating through updates, which reach one engine of several (`engine.replicas`) at a time."""
 
     type: Literal["rolling"] = "rolling"
 

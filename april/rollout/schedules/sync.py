@@ -6,6 +6,7 @@ from typing import Literal
 
 from april.config.schema import Config
 from april.engines.base import UpdateMode
+from april.rollout.schedules.fill import all_waiting
 from april.rollout.view import Memo, Plan, View
 
 
@@ -30,5 +31,4 @@ class SyncSchedule:
         if view.num_ready_groups >= view.groups_per_step:
             return Plan(emit=view.ready_groups(view.groups_per_step)), memo
         missing = min(view.groups_per_step - view.num_groups, view.issuable)
-        start = tuple(sample for group in view.waiting_groups() for sample in view.waiting_samples(group))
-        return Plan(issue=max(0, missing), start=start), memo
+        return Plan(issue=max(0, missing), start=all_waiting(view)), memo

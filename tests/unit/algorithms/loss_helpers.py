@@ -66,6 +66,7 @@ def random_batch(seed: int = 0, *, fresh: bool = False, stale_untrained: bool = 
             "finished": torch.ones(size, dtype=torch.bool),
             "lag": torch.zeros(size, dtype=torch.int64),
             "step": torch.full((size,), 60, dtype=torch.int64),
+            "token_ids": torch.randint(0, 50, (size,), generator=generator),
         },
     )
 

@@ -95,11 +95,13 @@ def atoms_of(slot: str) -> list[Any]:
 
 
 def group_of(
-    outcomes: Sequence[Outcome | tuple[float, bool] | tuple[float, bool, Mapping[str, float]]], serial: int = 0
+    outcomes: Sequence[Outcome | tuple[float, bool] | tuple[float, bool, Mapping[str, float]]],
+    serial: int = 0,
+    item: Mapping[str, Any] | None = None,
 ) -> Group:
     """A group with one sample of one token for each outcome."""
     id = GroupId(serial, 0, f"p{serial}")
-    prompt = Prompt(id.prompt, [1])  # type: ignore[arg-type]
+    prompt = Prompt(id.prompt, [1], "", item or {})  # type: ignore[arg-type]
     samples = [
         Sample(id.member(index), prompt, SamplingSpec(1)).extended(Segment([5], [-0.5], 0)) for index in range(len(outcomes))
     ]

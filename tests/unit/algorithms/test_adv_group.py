@@ -15,7 +15,7 @@ from torch import Tensor
 
 from april.algorithms.advantages import group, sets
 from april.algorithms.advantages.statistics import decayed_sums, joined, normalised
-from april.algorithms.columns import TokenBatch
+from april.algorithms.columns import Layout, TokenBatch
 from april.algorithms.specs.advantages import Decoupled
 from april.core.errors import DataError
 
@@ -79,6 +79,13 @@ def test_maximum_likelihood_weighs_rare_successes_most() -> None:
     assert found[0] == 4 / 1 - 1 and of_samples(group.group_relative(tokens, std="none"), tokens)[0] == 0.75
 
 
+def test_maximum_likelihood_refuses_punished_failures() -> None:
+    tokens = ragged([1] * 4, [0] * 4, reward=[1.0, -1, -1, -1])
+    with pytest.raises(DataError, match="no rate of success") as error:
+        group.maximum_likelihood(tokens)
+    assert "a reward of -1" in str(error.value) and "algorithm.reward" in str(error.value)
+
+
 def best_of_k(correct: Sequence[int], k: int) -> list[float]:
     """By counting: every subset of k is a member of a population of rewards; a sample gets the mean of its subsets' credit."""
     from itertools import combinations
@@ -125,7 +132,7 @@ def test_a_part_that_no_reward_has_is_refused_unless_its_weight_is_zero() -> Non
         group.decoupled(tokens, parts={"a": 1.0, "b": 1.0})
     assert "part.b" in str(error.value) and "b = 0" in str(error.value)
     assert of_samples(group.decoupled(tokens, parts={"a": 1.0, "b": 0.0}), tokens)[0] > 0.7
-    assert Decoupled(parts={"a": 1.0, "b": 0.0}).needs == {"reward", "part.a"}
+    assert Decoupled(parts={"a": 1.0, "b": 0.0}).needs == {"part.a"}
     with pytest.raises(ValidationError, match="other than 0") as refused:
         Decoupled(parts={"a": 0.0})
     assert refused.value.error_count() == 1
@@ -168,6 +175,7 @@ ALL: dict[str, Callable[[TokenBatch], Tensor]] = {
     "group": group.group_relative,
     "population": lambda tokens: group.group_relative(tokens, std="population"),
     "batch": lambda tokens: group.group_relative(tokens, std="batch"),
+    "siblings": lambda tokens: group.group_relative(tokens, std="siblings", leave_one_out=True),
     "leave_one_out": group.leave_one_out,
     "optimal_baseline": group.optimal_baseline,
     "maximum_likelihood": group.maximum_likelihood,
@@ -179,37 +187,35 @@ ALL: dict[str, Callable[[TokenBatch], Tensor]] = {
 }
 
 
-def random_batch(seed: int, order: Sequence[int], rewards: Sequence[float] = (0.0, 0.3, 1.0)) -> TokenBatch:
-    """Four groups of four, written in the given order."""
+def random_batch(seed: int, rewards: Sequence[float] = (0.0, 0.3, 1.0)) -> TokenBatch:
+    """Four groups of four different responses."""
     generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(1, 5, (4, 4), generator=generator)
-    reward = torch.tensor(rewards, dtype=F64)[torch.randint(len(rewards), (4, 4), generator=generator)]
-    part = torch.rand(4, 4, generator=generator, dtype=F64)
-    index = torch.tensor(order)
+    lengths = torch.randint(1, 5, (16,), generator=generator)
+    reward = torch.tensor(rewards, dtype=F64)[torch.randint(len(rewards), (16,), generator=generator)]
+    part = torch.rand(16, generator=generator, dtype=F64)
     columns = {"reward": reward, "correct": (reward == 1).to(F64), "part.a": part, "part.a_confidence": part}
-    tokens = ragged(
-        lengths[index].reshape(-1).tolist(), [g for g in range(4) for _ in range(4)],
-        **{name: column[index].reshape(-1) for name, column in columns.items()},
-    )  # fmt: skip
-    return tokens.with_columns(token_ids=tokens["reward"].long())
+    tokens = ragged(lengths.tolist(), [g for g in range(4) for _ in range(4)], **columns)
+    return tokens.with_columns(token_ids=tokens.layout.spread(torch.arange(16)))
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_permuting_groups_changes_nothing(name: str) -> None:
-    straight = random_batch(5, [0, 1, 2, 3])
-    moved = random_batch(5, [2, 0, 3, 1])
-    a = straight.layout.first(ALL[name](straight)).reshape(4, 4)[torch.tensor([2, 0, 3, 1])]
-    b = moved.layout.first(ALL[name](moved)).reshape(4, 4)
+def test_permuting_groups_and_their_members_changes_nothing(name: str) -> None:
+    straight = random_batch(5)
+    order = torch.tensor([4 * group + member for group in (2, 0, 3, 1) for member in (3, 1, 0, 2)])
+    mixed = straight.take(order)
+    moved = TokenBatch(Layout(mixed.layout.offsets, straight.layout.group_of_sample, 4), mixed.columns)
+    a = straight.layout.first(ALL[name](straight))[order]
+    b = moved.layout.first(ALL[name](moved))
     assert torch.allclose(a, b, atol=1e-12) and a.abs().max() > 0.1
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in ("decoupled", "rubric", "polychromic")])
 def test_groups_that_agree_and_masked_ones_give_zero_and_never_nan(name: str) -> None:
-    alike = random_batch(5, [0, 1, 2, 3], rewards=(0.7,))
+    alike = random_batch(5, rewards=(0.7,))
     found = ALL[name](alike)
     assert torch.equal(found, torch.zeros_like(found))
     off = torch.zeros_like(alike["mask"])
-    masked = random_batch(5, [0, 1, 2, 3]).with_columns(mask=off, trained=off)
+    masked = random_batch(5).with_columns(mask=off, trained=off)
     assert ALL[name](masked).isfinite().all()
     nobody = masked.take(torch.zeros(0, dtype=torch.int64))
     assert ALL[name](nobody).shape == (0,)

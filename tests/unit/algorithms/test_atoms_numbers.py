@@ -117,6 +117,16 @@ def test_whiten_over_the_mask() -> None:
     assert whiten(tensor([5, 5]), single).tolist() == [5, 5]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("eps", [1e-8, 0.0])
+def test_whiten_gives_a_batch_that_agrees_exactly_nothing(dtype: torch.dtype, eps: float) -> None:
+    tokens = batch_of([7], [0])
+    alike = torch.full((7,), 0.1, dtype=dtype) * 3
+    assert torch.equal(whiten(alike, tokens, eps=eps), torch.zeros(7, dtype=dtype))
+    apart = whiten(alike + 1e-2 * torch.arange(7), tokens, eps=eps)
+    assert float(apart.var()) == pytest.approx(1, abs=1e-3)
+
+
 def test_overlong() -> None:
     lengths = [100, 950, 1000, 1100, 1500]
     reward = torch.cat([torch.full((n,), r, dtype=F64) for n, r in zip(lengths, [1, 1, 0, 1, 1], strict=True)])

@@ -53,6 +53,25 @@ def test_every_golden_case_is_named_in_the_catalogue_and_no_other() -> None:
     assert not {name for row in catalogue.OUTSIDE for name in row.golden} & (atoms | set(golden_helpers.RUNNERS))
 
 
+@absent
+def test_only_what_has_the_numbers_of_a_public_implementation_is_called_sure() -> None:
+    matched = {case["name"] for case in cases() if case["status"] == "matches reference"}
+    methods = [(method.name, method.info) for method in catalogue.methods() if method.info is not None]
+    sure = [(name, info.golden) for name, info in methods if info.certainty == "A"]
+    sure += [(row.name, row.golden) for row in catalogue.ELSEWHERE if row.certainty == "A" and row.golden]
+    assert len(sure) > 50 and [name for name, golden in sure if not matched & set(golden)] == []
+
+
+def test_what_nothing_calls_is_a_formula_only() -> None:
+    package = Path(catalogue.__file__).parents[1]
+    sources = [path.read_text() for path in package.rglob("*.py") if path.name not in ("allocation.py", "catalogue.py")]
+    found = {row.where: re.search(r"`april\.selection\.allocation\.(\w+)`", row.where) for row in catalogue.ELSEWHERE}
+    named = {where: match[1] for where, match in found.items() if match is not None}
+    assert len(named) >= 4
+    for where, name in named.items():
+        assert any(re.search(rf"\b{name}\b", source) for source in sources) is not where.startswith("formula only"), where
+
+
 @pytest.mark.parametrize(("slot", "name"), BUILT_IN)
 def test_every_built_in_atom_has_a_source_and_a_formula(slot: str, name: str) -> None:
     info = SLOTS[slot][name].config.info

@@ -38,8 +38,34 @@ CASES: dict[str, tuple[dict[str, Any], RunFacts, tuple[str, str], dict[str, Any]
         {"surrogate": "hapo"}, PLENTY, ("algorithm.surrogate", "'normalised_entropy'"), {"adjust": ["normalised_entropy"]}
     ),
     "no greedy members": (
-        {"advantage": {"type": "reward_to_go", "baseline": "baseline"}}, PLENTY, ("algorithm.advantage", "april.run.anchors"),
-        {"advantage": {"type": "reward_to_go", "baseline": "item.baseline"}},
+        {"advantage": {"type": "reward_to_go", "baseline": "baseline"}}, PLENTY, ("algorithm.advantage", "batch.greedy_members"),
+        replace(PLENTY, greedy_members=1),
+    ),
+    "idle greedy members": (
+        {}, replace(PLENTY, greedy_members=1), ("batch.greedy_members", "algorithm.advantage"),
+        {"advantage": {"type": "reward_to_go", "baseline": "baseline"}},
+    ),
+    "token rewards that nobody reads": (
+        {"reward": [{"type": "reference_kl", "level": "token"}]}, PLENTY, ("algorithm.reward[0]", "algorithm.advantage"),
+        {"advantage": "reward_to_go"},
+    ),
+    "a reward beside what is solved": (
+        {"reward": ["flaw_penalty"], "advantage": "pass_at_k"}, PLENTY, ("algorithm.reward[0]", "algorithm.advantage"),
+        {"advantage": "group"},
+    ),
+    "a reward beside its parts": (
+        {"reward": ["cost_discount"], "advantage": {"type": "decoupled", "parts": {"format": 1.0}}}, PLENTY,
+        ("algorithm.reward[0]", "algorithm.advantage"), {"adjust": ["budget_gap"]},
+    ),
+    "a score that nobody reads": (
+        {"adjust": ["normalised_entropy"]}, PLENTY, ("algorithm.adjust[0]", "algorithm.surrogate"), {"surrogate": "hapo"}
+    ),
+    "values that nobody reads": (
+        {"objectives": {"value": {}}}, PLENTY, ("algorithm.objectives.value", "algorithm.advantage"), {"advantage": "gae"}
+    ),
+    "nothing to correct": (
+        {"weights": {"tis": {}}}, replace(PLENTY, interpolates=True), ("algorithm.weights.tis", "training.proximal"),
+        replace(STALE, interpolates=True),
     ),
     "stale": ({}, STALE, ("algorithm.weights", "schedule.max_lag_steps"), {"weights": {"tis": {}}}),
     "a veto corrects nothing": ({"weights": {"veto": {}}}, STALE, ("weights", "max_lag"), {"weights": {"veto": {}, "mask": {}}}),
@@ -49,6 +75,24 @@ CASES: dict[str, tuple[dict[str, Any], RunFacts, tuple[str, str], dict[str, Any]
     "stale on purpose": ({"weights": {"clip_cov": {}}}, STALE, ("weights", "uncorrected"), {"weights": {"uncorrected": {}}}),
     "an anchor that nobody reads": ({**PLAIN, "ratio": BEHAVIOUR}, STALE, ("algorithm.ratio", "algorithm.surrogate"),
                                     {"ratio": "token", "weights": {"tis": {}}}),
+    "a mask around the sampler corrects nothing": (
+        {"surrogate": "dppo", "bounds": False}, STALE, ("algorithm.weights", "max_lag"), {"ratio": BEHAVIOUR}
+    ),
+    "a soft gate beside a weight": (
+        {"surrogate": "soft_gate", "bounds": False, "weights": {"tis": {}}}, STALE, ("algorithm.surrogate", "weights.tis"),
+        {"ratio": BEHAVIOUR, "weights": {}},
+    ),
+    "a soft gate beside a weight for numerics": (
+        {"surrogate": "soft_gate", "bounds": False, "weights": {"tis": {}}}, STALE, ("algorithm.surrogate", "weights.tis"), PLENTY
+    ),
+    "a window around ratios of tokens": (
+        {"surrogate": "vespo", "bounds": False}, PLENTY, ("algorithm.ratio", "algorithm.surrogate"),
+        {"ratio": {"type": "sequence", "reduce": "sum"}},
+    ),
+    "a window around the mean ratio": (
+        {"surrogate": "vespo", "bounds": False, "ratio": "sequence"}, PLENTY, ("algorithm.ratio", "algorithm.surrogate"),
+        {"ratio": {"type": "sequence", "reduce": "sum"}},
+    ),
     "corrected twice": (
         {"ratio": BEHAVIOUR, "weights": {"tis": {}}}, STALE, ("algorithm.ratio.anchor", "algorithm.weights.tis"), {"weights": {}}
     ),

@@ -41,6 +41,7 @@ def tokens_of(seed: int = 0) -> TokenBatch:
     columns["mask"] = uniform() > 0.2
     columns["trained"] = columns["mask"] & (uniform() > 0.2)
     columns["advantage"] = uniform() - 0.5
+    columns["step"] = torch.full((layout.num_tokens,), 60)
     return TokenBatch(layout, {name: c for name, c in columns.items() if name != "current"})
 
 

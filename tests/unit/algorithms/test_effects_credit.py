@@ -50,9 +50,9 @@ def test_reinforce_pp_scales_by_the_batch_and_not_by_the_group() -> None:
     assert based[:2].tolist() == [0, 0] and torch.allclose(based[2], torch.tensor(1.224745, dtype=F64))
 
 
-@pytest.mark.parametrize("preset", ["remax", "pvpo"])
-def test_a_measured_baseline_lets_constant_groups_learn(preset: str) -> None:
-    tokens = solved(4, 4).with_columns(**{"item.baseline": torch.full((4,), 0.25, dtype=F64)})
+@pytest.mark.parametrize(("preset", "column"), [("remax", "baseline"), ("pvpo", "item.baseline")])
+def test_a_measured_baseline_lets_constant_groups_learn(preset: str, column: str) -> None:
+    tokens = solved(4, 4).with_columns(**{column: torch.full((4,), 0.25, dtype=F64)})
     assert advantage_of(preset, tokens).tolist() == [0.75] * 4
     assert not advantage_of("grpo", tokens).any()
 

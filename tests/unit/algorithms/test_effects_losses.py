@@ -25,6 +25,7 @@ def two_samples(
     columns: dict[str, list[float] | Tensor] = {
         "proximal": proximal, "behaviour": behaviour, "reward": solved, "correct": solved, "reference": [-1.0] * 6,
         "current_entropy": [1.0] * 6, "step": torch.full((6,), 75), "lag": torch.zeros(6, dtype=torch.int64),
+        "token_ids": torch.arange(6),
     }  # fmt: skip
     tokens = batch_of([3, 3], [0, 0], **{**columns, **more})
     return tokens, proximal + tensor(ratios).log()
@@ -77,6 +78,8 @@ def test_sapo_fades_where_the_clip_cuts() -> None:
     assert fraction[0] == pytest.approx(1.3 * 4 / (2 + 2 * math.cosh(0.3)), abs=1e-6) and 0 < fraction[0] < 1.3
     assert float(gradient[1] / -gradient[4]) == pytest.approx(1), "at ratio 1 both temperatures give the plain gradient"
     assert run("grpo", [1.3, 1, 3.0, 1, 1, 1])[1][0] == 0
+    stale = run("sapo", [1.0] * 6, [3.0, 1, 1, 1, 1, 1])[1]
+    assert float(stale[0] / stale[1]) == pytest.approx(fraction[1]) and fraction[1] < 3 / 2, "far from the sampler it fades, too"
 
 
 def test_gpg_is_the_policy_gradient_of_groups_that_say_something() -> None:

@@ -14,6 +14,7 @@ from april.algorithms.filters import first_reason
 from april.algorithms.losses.compose import Algorithm, credit, policy_loss, shares
 from april.algorithms.spec import AlgorithmConfig
 from april.config.load import read_preset
+from april.core.errors import RecipeError
 from april.core.group import Batch, Group, Reward
 from april.training.batch import assemble
 
@@ -204,10 +205,25 @@ def test_d3s_trains_few_samples_and_few_of_their_tokens() -> None:
     generator = torch.Generator().manual_seed(0)
     entropy = torch.rand(40, generator=generator, dtype=torch.float64)
     rewards = [1.0, 0.9, 0.5, 0.5, 0.5, 0.5, 0.1, 0.0]
-    tokens = credit(preset("d3s"), tokens_of([5] * 8, [0] * 8, reward=rewards, entropy=entropy))
+    tokens = tokens_of([5] * 8, [0] * 8, reward=rewards, entropy=entropy, token_ids=torch.arange(40))
+    tokens = credit(preset("d3s"), tokens)
     per_sample = tokens.layout.sum(tokens["trained"].double()).tolist()
     assert per_sample[2:6] == [0.0] * 4 and sum(per_sample) == 4, "a fifth of the 20 tokens of 4 samples"
     assert float(shares(preset("d3s"), tokens)["share"].sum()) == pytest.approx(1.0), "and the loss is a mean over those"
+
+
+def test_d3s_relaxes_its_selection_over_the_run() -> None:
+    relaxing = {"final_fraction": 1.0, "over_steps": 10}
+    adjust = [{"type": "max_variance_samples", "fraction": 0.5, **relaxing}, {"type": "top_tokens", "fraction": 0.2, **relaxing}]
+    atoms = preset("d3s", adjust=adjust)
+    tokens = tokens_of([5] * 8, [0] * 8, reward=range(8), entropy=torch.arange(40), token_ids=torch.arange(40))
+    trained = []
+    for step in (0, 5, 10, 99):
+        credited = credit(atoms, tokens.with_columns(step=torch.full((40,), step)))
+        trained.append(int((credited["advantage"] != 0).sum()))
+    assert trained == [4, 18, 40, 40], "a fifth of 4 samples, 0.6 of 6, all of 8"
+    with pytest.raises(RecipeError, match="an end and a number of updates"):
+        preset("d3s", adjust=[{"type": "top_tokens", "final_fraction": 1.0}])
 
 
 def test_xrpo_sharpens_the_unlikely_right_answer() -> None:

@@ -197,11 +197,36 @@ def test_veto_opsm_and_second_moment() -> None:
 
 def test_covariance_picks_the_tokens_that_lose_entropy() -> None:
     tokens = batch_of([4], [0], advantage=[2, -2, 0, 0], current=[-0.1, -3.1, -1.6, -1.6], proximal=[-0.2, -3, -1.6, -1.6])
+    tokens = tokens.with_columns(token_ids=torch.tensor([5, 6, 7, 8]), step=torch.full((4,), 3))
     assert close(weights.token_covariance(tokens), [3, 3, 0, 0])
     assert weights.clip_covariance(tokens, fraction=0.25).sum() == 3
     assert weights.clip_covariance(tokens, fraction=0.25, low=4.0).sum() == 4
     assert weights.clip_covariance(tokens, fraction=0.5).tolist() == [0, 0, 1, 1]
     assert close(penalties.covariance(tokens["current"], tokens, fraction=0.5), [0.1, 0.1, 0, 0])
+
+
+def test_clip_cov_draws_among_the_tokens_between_its_bounds_others_at_every_update() -> None:
+    size = 400
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(3, size, generator=generator, dtype=torch.float64)
+    tokens = batch_of([4] * 100, [0] * 100, advantage=random[0], current=random[1])
+    tokens = tokens.with_columns(token_ids=(9 * random[2]).abs().long(), step=torch.full((size,), 3))
+    covariance = weights.token_covariance(tokens)
+    between = (covariance > 0.5) & (covariance < 2.0)
+
+    def dropped(batch: TokenBatch, seed: int = 0) -> Tensor:
+        return weights.clip_covariance(batch, fraction=0.05, low=0.5, high=2.0, seed=seed) == 0
+
+    found = dropped(tokens)
+    assert int(found.sum()) == 20 and bool(between[found].all()) and int(between.sum()) > 40
+    assert float(covariance[found].min()) < float(covariance[between & ~found].max()), "not the largest"
+    assert not torch.equal(found, dropped(tokens.with_columns(step=tokens["step"] + 1))) and not torch.equal(
+        found, dropped(tokens, 1)
+    )
+    backwards = tokens.take(torch.arange(99, -1, -1))
+    assert torch.equal(dropped(backwards).reshape(100, 4).flip(0), found.reshape(100, 4)), "no order matters"
+    often = sum(dropped(tokens.with_columns(step=torch.full((size,), step))).long() for step in range(400))
+    assert float(often[between].min()) / float(often[between].float().mean()) > 0.5 and int(often[~between].sum()) == 0
 
 
 def test_penalties_by_kind_anchor_and_weight() -> None:

@@ -173,6 +173,18 @@ def test_gradients_of_sequence_ratios_equal_finite_differences(reduce: Any) -> N
     assert torch.autograd.gradcheck(whole, (current_of(tokens).requires_grad_(),), atol=1e-7)
 
 
+@pytest.mark.parametrize("by", ["turn", "lag"])
+def test_segment_ratios_have_the_value_of_the_segment_and_the_gradient_of_the_token(by: Any) -> None:
+    tokens = random_batch()
+    current = current_of(tokens).requires_grad_()
+    found = ratio.segment(current, tokens["proximal"], tokens, by=by)
+    segments = ratio.segment_layout(tokens, by)
+    own = ratio.token(current.detach(), tokens["proximal"], tokens)
+    assert torch.allclose(found.detach(), segments.spread(segments.mean(own, tokens["mask"])))
+    assert not torch.allclose(found.detach(), own)
+    assert torch.equal(torch.autograd.grad(found.sum(), current)[0], torch.ones_like(current))
+
+
 @pytest.mark.parametrize(("name", "weight"), [("cispo", "bounded"), ("topr", "tapered"), ("vespo", "window")])
 def test_surrogates_with_detached_weights_have_the_gradient_of_the_weighted_log_prob(name: str, weight: str) -> None:
     tokens = random_batch(stale_untrained=False)
@@ -201,6 +213,20 @@ def test_gradients_of_penalties_equal_finite_differences(name: str) -> None:
         lambda c: penalties.divergence(c, tokens, **PENALTIES[name]), (current_of(tokens).requires_grad_(),)
     )
     assert check and torch.autograd.gradcheck(lambda c: penalties.convex(c, tokens), (current_of(tokens).requires_grad_(),))
+
+
+def test_gradients_of_kl_cov_and_of_the_entropy_equal_finite_differences() -> None:
+    tokens = with_all(random_batch())
+
+    def held_back(current: Tensor) -> Tensor:
+        return penalties.covariance(current, tokens, fraction=0.3)
+
+    def bonus(entropy: Tensor) -> Tensor:
+        return penalties.entropy(tokens["proximal"], tokens.with_columns(current_entropy=entropy))
+
+    start = current_of(tokens).requires_grad_()
+    assert torch.autograd.gradcheck(held_back, (start,)) and held_back(start).count_nonzero() > 1
+    assert torch.autograd.gradcheck(bonus, (tokens["current_entropy"].clone().requires_grad_(),))
 
 
 @pytest.mark.parametrize("kind", ["k1", "k3"])
@@ -262,6 +288,8 @@ def test_every_built_in_atom_of_the_loss_is_tested_here() -> None:
 TO_COMPILE: dict[str, dict[str, Any]] = {
     "clip, mask, k3": {"weights": {"mask": {"level": "sequence_mean"}}, "penalties": {"k3": {}}},
     "geometric mean": COMPOSED["surrogate geometric_mean"],
+    "hapo": {"surrogate": "hapo", "bounds": "entropy"},
+    "segment, dppo": {"ratio": {"type": "segment"}, "surrogate": "dppo", "bounds": False, "weights": {"opsm": {}}},
     "sequence": {"ratio": "sequence", "surrogate": "cispo", "weights": {"tis": {"level": "sequence"}}},
 }
 

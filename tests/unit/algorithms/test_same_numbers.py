@@ -204,3 +204,24 @@ def test_every_line_of_a_block_matters(name: str) -> None:
             continue
         other, wrong = april_loss({**options, slot: OTHER[slot]}, d, current)
         assert float((wrong - right).abs().max() + (other - value).abs()) > 1e-5, f"{name}: {slot} changes nothing"
+
+
+def nemo_advantage(rewards: list[float]) -> list[float]:
+    """NeMo-RL 0.7 with `use_leave_one_out_baseline`, one group: mean and deviation of the siblings, which is left out where 0."""
+    found = []
+    for index, reward in enumerate(rewards):
+        others = torch.tensor(rewards[:index] + rewards[index + 1 :], dtype=F64)
+        deviation = float(others.std()) if len(others) > 1 else 0.0
+        advantage = reward - float(others.mean())
+        found.append(advantage / (deviation + 1e-6) if deviation > 0 else advantage)
+    return found
+
+
+@pytest.mark.parametrize("rewards", [[1.0, 0.0, 0.5, 0.2], [1.0, 0.0, 0.0, 0.0], [0.1 + 0.2, 0.3, 0.3], [1.0, 0.0], [0.7, 0.7]])
+def test_the_leave_one_out_baseline_of_nemo(rewards: list[float]) -> None:
+    layout = layout_of([1] * len(rewards), [0] * len(rewards))
+    tokens = TokenBatch(layout, {"reward": torch.tensor(rewards, dtype=F64)})
+    atoms = algorithm(advantage={"type": "group", "std": "siblings", "eps": 1e-6, "leave_one_out": True})
+    assert atoms.advantage(tokens).tolist() == pytest.approx(nemo_advantage(rewards), abs=1e-9)
+    in_float32 = TokenBatch(layout, {"reward": torch.tensor(rewards)})
+    assert atoms.advantage(in_float32).tolist() == pytest.approx(nemo_advantage(rewards), abs=1e-4)

@@ -182,10 +182,21 @@ def test_overlong_samples_stay_in_the_statistics_of_their_group() -> None:
 
 
 def test_survivors_of_the_selection_keep_their_advantage() -> None:
-    tokens = tokens_of([2] * 4, [0, 0, 1, 1], reward=[0.0] * 4)
+    tokens = tokens_of([2] * 4, [0, 0, 1, 1], reward=[0.0] * 4, token_ids=range(8))
     advantage = tokens.layout.spread(tensor([0.1, -2.0, 0.0, 1.0]))
     got = adjust_samples.max_variance_samples(advantage, tokens, fraction=0.5)["advantage"]
     assert tokens.layout.first(got).tolist() == [0.0, -2.0, 0.0, 1.0]
+
+
+def test_which_of_equal_samples_train_does_not_depend_on_their_order() -> None:
+    order = torch.tensor([5, 2, 7, 0, 3, 6, 1, 4])
+    tokens = tokens_of([1] * 8, [0] * 8, token_ids=range(8))
+    advantage = tensor([1.0, -1, 1, -1, 1 - 1e-16, 1, -1, -1])
+    got, other = (
+        adjust_samples.max_variance_samples(advantage[rows], tokens.take(rows), fraction=0.5)["trained"][rows.argsort()]
+        for rows in (torch.arange(8), order)
+    )
+    assert torch.equal(got, other) and got.sum() == 4 and advantage[got].sum() == 0
 
 
 # -- key tokens ----------------------------------------------------------------------------------------------------------

@@ -144,6 +144,16 @@ def test_afterburner_a_failing_program_counts_as_the_longest_time() -> None:
     assert per_sample(parts.improvement(passing), tokens) == pytest.approx([0.5 * (0.5 + 0.5 * gain) + 0.2])
 
 
+def test_afterburner_a_failing_baseline_counts_as_the_longest_time() -> None:
+    nan = float("nan")
+    columns = {"part.time_s": [20.0] * 3, "item.baseline_passes": [0.0] * 3, "item.baseline_time_s": [5.0, nan, 90.0]}
+    tokens = tokens_of([1] * 3, [0] * 3, correct=[1.0] * 3, **columns)
+    assert per_sample(parts.improvement(tokens), tokens) == pytest.approx([0.862857] * 3, abs=1e-6)
+    passing = tokens.with_columns(**{"item.baseline_passes": torch.ones(3, dtype=F64)})
+    with pytest.raises(DataError, match="1 of 3 samples"):
+        parts.improvement(passing)
+
+
 def test_weighted_parts_names_columns_and_counts_missing_ones_as_zero() -> None:
     from april.algorithms.specs.rewards_parts import WeightedParts
 
@@ -173,6 +183,19 @@ def test_kl_in_the_reward_sums_over_trainable_tokens_only() -> None:
     assert per_sample(siblings.reference_kl(tokens, coefficient=0.1), tokens) == pytest.approx([1 - 0.1, 1 + 0.1])
     wrong = tokens["reward"] + 0.1 * tokens.layout.spread(tokens.layout.sum(tokens["behaviour"] - tokens["reference"]))
     assert per_sample(wrong, tokens) != pytest.approx([0.9, 1.1], abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("kind", "paid"),
+    [("k1", [0.693147, -0.693147]), ("abs", [0.693147] * 2), ("k2", [0.240227] * 2), ("k3", [0.193147, 0.306853])],
+)
+def test_kl_in_the_reward_by_each_estimate(kind, paid) -> None:
+    half = float(np.log(0.5))
+    tokens = tokens_of([2, 1], [0, 0], behaviour=[-1.0, -1.0, -2.0], reference=[-1.0 + half, 5.0, -2.0 - half], mask=[1, 0, 1])
+    each = siblings.reference_kl(tokens, coefficient=1.0, level="token", kind=kind)["token_reward"]
+    assert each.tolist() == pytest.approx([-paid[0], 0.0, -paid[1]], abs=1e-6)
+    whole = siblings.reference_kl(tokens, coefficient=1.0, kind=kind) - tokens["reward"]
+    assert per_sample(whole, tokens) == pytest.approx([-paid[0], -paid[1]], abs=1e-6)
 
 
 def test_kl_by_token_adds_up_to_kl_by_sample() -> None:

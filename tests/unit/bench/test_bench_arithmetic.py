@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from april.bench.arithmetic import decode_roofline, probe_rows, ratio, running_rows, spread
+from april.bench import probes
+from april.bench.arithmetic import decode_roofline, probe_rows, ratio, running_rows, spread, step_bound_s
+from april.bench.shapes import SHAPES
 from april.bench.summary import best_probe
 from april.core.errors import DataError
+from april.models.linear import FrozenLinear
 
 
 def test_spread_is_the_median_with_the_extremes():
@@ -53,6 +56,20 @@ def test_roofline_of_a_long_tail_follows_the_shrinking_batch():
     assert between.matmul_s == 2.5
     with pytest.raises(DataError, match="after its first token"):
         decode_roofline(np.array([1, 1]), 0, {1: 1.0}, 1, 1.0)
+
+
+def test_the_bound_of_a_step_adds_products_and_kv():
+    assert step_bound_s(0.25, 4, 12.5, kv_bytes_per_token=100, bytes_per_s=2000.0) == 0.25 + 2.5
+
+
+def test_the_probe_is_the_fastest_way_of_all_the_models_products(monkeypatch):
+    calls: list[int] = []
+    packed = FrozenLinear.__call__
+    monkeypatch.setattr(FrozenLinear, "__call__", lambda layer, x: calls.append(len(x)) or packed(layer, x))
+    seconds = iter([3.0, 2.0, 1.0])
+    monkeypatch.setattr(probes, "fastest_s", lambda work, _budget_s: (work(), next(seconds))[1])
+    assert probes.MatmulProbe(SHAPES["tiny"], budget_s=0.0).step_s(5) == 1.0
+    assert calls == [5] * (2 * 4 + 1), "the engine's own layer, once for each product of two layers and the head"
 
 
 def test_probed_sizes_are_powers_of_two_and_the_batch_itself():

@@ -9,12 +9,15 @@ import pytest
 from april.bench.case import Case, Effort, EngineRecord
 from april.bench.child import Child, ChildFailed
 from april.bench.engine_bench import BenchOptions, make_setup, run_engine_bench
+from april.bench.engine_options import engine_options
+from april.bench.peers import april_embedded
+from april.bench.peers.base import Setup
 from april.bench.rounds import run_case
 from april.bench.shapes import SHAPES
 from april.bench.table import markdown
-from april.bench.worker import PROBE, Worker
+from april.bench.worker import PROBE, Worker, random_model
 from april.bench.workload import WorkloadOptions
-from april.core.errors import DataError
+from april.core.errors import DataError, RecipeError
 
 TINY = WorkloadOptions(prompt_tokens=4, fixed_tokens=12)
 
@@ -43,6 +46,7 @@ def test_a_tiny_run_compares_april_with_transformers(tmp_path, monkeypatch):
         peers=("transformers-static",),
         workload=TINY,
         effort=Effort(rounds=2, threads=1, probe_s=0.005),
+        engine={"max_draft_tokens": 2},
     )
     said: list[str] = []
     results = {"command": "april bench engine", **run_engine_bench(options, tmp_path, said.append)}
@@ -63,6 +67,7 @@ def test_a_tiny_run_compares_april_with_transformers(tmp_path, monkeypatch):
     rounds = [line.split()[3] for line in said if "round" in line]
     assert rounds == ["april", "transformers-static", "transformers-static", "april"]
     assert "| transformers-static |" in markdown(results)
+    assert results["settings"]["engine"] == {"max_draft_tokens": 2} and ", max_draft_tokens = 2\n" in markdown(results)
 
 
 def test_a_peer_without_its_package_says_what_is_missing(tmp_path):
@@ -154,3 +159,25 @@ def test_options_that_cannot_mean_anything_are_refused(change, where):
     with pytest.raises(DataError) as error:
         BenchOptions(**change)
     assert error.value.where == where
+
+
+def test_options_of_the_engine_are_read_and_checked():
+    read = engine_options(["dtype=bfloat16", "max_draft_tokens=4", "draft_adaptive=false"])
+    assert read == {"dtype": "bfloat16", "max_draft_tokens": 4, "draft_adaptive": False}
+    with pytest.raises(DataError, match="sets this option of the engine itself") as fixed:
+        engine_options(["threads=4"])
+    assert fixed.value.got == "threads"
+    for text in ("max_draft=4", "dtype=float16"):
+        with pytest.raises(RecipeError, match="--engine"):
+            engine_options([text])
+
+
+def test_the_engine_gets_the_options(monkeypatch):
+    seen: list[dict[str, object]] = []
+    made = april_embedded.bench_engine
+    monkeypatch.setattr(april_embedded, "bench_engine", lambda *given: seen.append(dict(given[3])) or made(*given))
+    peer = april_embedded.AprilEmbedded.__new__(april_embedded.AprilEmbedded)
+    peer._module, peer._setup = random_model("tiny"), Setup("", 1, 2, 12, engine={"max_draft_tokens": 2})
+    assert peer.generate([[1, 2], [3, 4]], [8, 8], 2).num_tokens == [8, 8]
+    assert peer.python_overhead([[1, 2], [3, 4]])["step_s"] > 0
+    assert seen == [{"max_draft_tokens": 2}, {"max_draft_tokens": 0}], "steps with drafts have no fixed number of tokens"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from april.bench import grpo_bench
-from april.bench.grpo_bench import WORKLOADS, GrpoOptions, run_grpo_bench
+from april.bench.grpo_bench import WORKLOADS, GrpoOptions, run_grpo_bench, training_s
 from april.config.resolve import resolve
 from april.core.errors import EngineError
 
@@ -34,6 +34,12 @@ def test_ratios_are_paired_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert result["speedup_over_trl"]["april-sync"]["runs"] == [2.0, 3.0, 1.0]
     assert result["accuracy_over_trl"]["april"]["runs"] == [0.25, 0.25, 0.25]
     assert result["options"]["model"] == "packaged"
+
+
+def test_seconds_count_what_is_written_between_steps() -> None:
+    rows = [{"time_s": 12.0, "step_s": 2.0}, {"time_s": 15.0, "step_s": 2.0}, {"time_s": 19.0, "step_s": 2.5}]
+    assert training_s(rows) == 9.0  # the steps alone are 6.5
+    assert training_s(rows[:1]) == 2.0
 
 
 def test_trl_gets_the_problems_and_options_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

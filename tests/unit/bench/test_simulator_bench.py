@@ -25,7 +25,7 @@ def test_errors_are_relative_and_their_median_counts() -> None:
 
 def test_real_runs_are_replayed_batch_by_batch(tmp_path: Path) -> None:
     """Costs that are far off: the times are wrong and say so, yet the batches are those of the real run."""
-    slow = Costs(engine=EngineCosts(step_fixed_s=1.0, max_running=8), train=TrainCosts(fixed_s=1.0))
+    slow = Costs(engine=EngineCosts(step_fixed_s=100.0, max_running=8), train=TrainCosts(fixed_s=100.0))
     slow.save(tmp_path / "costs.json")
     small = (
         "engine.max_running=8",

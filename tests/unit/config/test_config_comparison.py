@@ -24,7 +24,8 @@ def test_a_file_with_arms_is_a_comparison_and_a_plain_recipe_is_none(tmp_path: P
 @pytest.mark.parametrize(
     ("tree", "said"),
     [
-        ({"recipe": "quickstart", "arm": {}, "arms": {"a": []}}, "arms"),
+        ({"recipe": "quickstart", "arm": {}, "arms": {"a": []}}, "did you mean 'arms'"),
+        ({"recipe": "quickstart", "seeds": 0, "arms": {"a": []}}, "april list comparison"),
         ({"recipe": "quickstart", "arms": {}}, "at least 1"),
         ({"recipe": "quickstart", "arms": {"sync": []}, "baseline": "sinc"}, "sync"),
     ],
@@ -32,7 +33,8 @@ def test_a_file_with_arms_is_a_comparison_and_a_plain_recipe_is_none(tmp_path: P
 def test_what_cannot_be_meant_is_refused_with_a_way_out(tree: dict[str, object], said: str) -> None:
     with pytest.raises(RecipeError) as caught:
         parse_comparison(tree, "x.toml")
-    assert said in str(caught.value) and "x.toml" in str(caught.value)
+    assert said in str(caught.value) and "x.toml: " in str(caught.value)
+    assert None not in (caught.value.got, caught.value.expected, caught.value.hint)
 
 
 @pytest.mark.parametrize("name", recipe_names("comparison"))
@@ -45,7 +47,7 @@ def test_every_arm_of_a_packaged_comparison_passes_the_checks(name: str) -> None
 
 def test_the_comparison_of_presets_differs_in_the_algorithm_only() -> None:
     comparison = find_comparison("presets")
-    assert comparison is not None and len(comparison.arms) == 12 and comparison.baseline == "grpo"
+    assert comparison is not None and len(comparison.arms) == 12 and comparison.baseline == "grpo" and not comparison.times
     recipes = {
         name: resolve(comparison.recipe, overrides=[*comparison.overrides, *extra]).recipe
         for name, extra in comparison.arms.items()

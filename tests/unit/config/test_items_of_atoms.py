@@ -19,7 +19,7 @@ def prompts(**numbers: Any) -> list[Prompt]:
 @pytest.mark.parametrize(
     ("overrides", "name", "path"),
     [
-        (["algorithm.preset=remax"], "baseline", "algorithm.advantage"),
+        (["algorithm.preset=pvpo"], "baseline", "algorithm.advantage"),
         (["algorithm.preset=acecode"], "reference_time_s", "algorithm.reward[0]"),
         (["algorithm.preset=ps_grpo"], "query", "algorithm.reward[0]"),
         (["batch.together=question_number"], "question_number", "batch.together"),

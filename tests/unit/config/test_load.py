@@ -153,7 +153,7 @@ def test_recipes_in_a_circle_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "b.toml", 'base = "a.toml"\n')
     with pytest.raises(RecipeError, match="circle") as caught:
         load_layers(tmp_path / "a.toml")
-    assert caught.value.where == "a.toml -> b.toml -> a.toml"
+    assert caught.value.where == "a.toml" and caught.value.got == "a.toml -> b.toml -> a.toml"
     own = write(tmp_path, "own.toml", 'base = "own.toml"\n')
     with pytest.raises(RecipeError, match="circle"):
         load_layers(own)

@@ -8,6 +8,7 @@ import pytest
 from pydantic import Field, ValidationError
 
 from april import registry
+from april.algorithms.specs.objectives import ValueLoss
 from april.config.load import load_layers, recipe_names
 from april.config.recipe import Recipe
 from april.config.resolve import resolve
@@ -140,3 +141,12 @@ def test_a_recipe_that_names_no_algorithm_gets_grpo_with_its_correction() -> Non
     assert plain.recipe.algorithm.weights["tis"].cap == 2.0 and plain.origin("algorithm.weights.tis.cap") == "preset grpo"
     assert resolve({"task": task, "algorithm": {"surrogate": "clip"}}).recipe.algorithm.weights == {}
     assert resolve(plain.values()).recipe == plain.recipe
+
+
+def test_false_takes_an_optional_number_away_and_a_dump_says_so() -> None:
+    value_loss = ValueLoss(clip=False)  # type: ignore[arg-type]
+    assert value_loss.clip is None and ValueLoss().clip == 0.2
+    given = {"task": TASK, "algorithm": {"preset": "ppo", "objectives": {"value": {"clip": False}}}}
+    once = resolve(given)
+    assert once.values()["algorithm"]["objectives"]["value"]["clip"] is False
+    assert resolve(once.values()).values() == once.values()

@@ -10,7 +10,7 @@ from april.core.errors import DataError
 from april.core.group import Failure, Group, Reward
 from april.core.ids import NO_VERSION, GroupId, SampleId
 from april.core.prompt import Prompt, frozen_array
-from april.core.sample import Parent, Sample, Segment, Span
+from april.core.sample import Parent, Sample, Segment, Span, repeated
 from april.core.sampling import SamplingSpec
 
 PROMPT = make_prompts(1)[0]
@@ -234,3 +234,20 @@ def test_a_reward_is_finite(value: float) -> None:
     with pytest.raises(DataError, match="not finite"):
         Reward(value)
     assert Reward(-2.5).value == -2.5
+
+
+def test_repeated_numbers_are_one_array_for_each_length() -> None:
+    """Read-only and of stride 0; another number, type or length is another array."""
+    five = repeated(np.zeros(1, np.int32), 5)
+    assert five is repeated(np.zeros(3, np.int32), 5) and five.strides == (0,) and not five.flags.writeable
+    assert repeated(np.ones(1, np.int32), 5).tolist() == [1] * 5
+    assert repeated(np.ones(1, np.bool_), 5).dtype == np.bool_ and len(repeated(np.zeros(1, np.int32), 7)) == 7
+
+
+def test_what_a_change_brings_in_is_read_only() -> None:
+    sample = Sample(GroupId(0, 0, "p0").member(0), make_prompts(1)[0], SamplingSpec(max_new_tokens=9))
+    grown = sample.extended(Segment(np.array([4, 5]), np.array([-1.0, -2.0]), 0)).extended(
+        Segment(np.array([6]), np.array([-1.0]), 0)
+    )
+    columns = (grown.token_ids, grown.behaviour_logprobs, grown.loss_mask)
+    assert grown.token_ids.tolist() == [4, 5, 6] and not any(column.flags.writeable for column in columns)

@@ -51,7 +51,12 @@ def test_what_was_sent_before_the_end_is_still_received() -> None:
 
 def frame(message: object, checksum: int | None = None) -> bytes:
     payload = pickle.dumps(message)
-    return struct.pack("<QI", len(payload), zlib.crc32(payload) if checksum is None else checksum) + payload
+    return header(payload, zlib.crc32(payload) if checksum is None else checksum) + payload
+
+
+def header(payload: bytes, checksum: int) -> bytes:
+    sizes = struct.pack("<QI", len(payload), checksum)
+    return sizes + struct.pack("<I", zlib.crc32(sizes))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +64,7 @@ def frame(message: object, checksum: int | None = None) -> bytes:
     [
         (frame("x")[:-1], "in the middle of a message"),
         (frame("x", checksum=1), "a damaged message .the checksum differs"),
-        (struct.pack("<QI", 3, zlib.crc32(b"abc")) + b"abc", "a damaged message"),
+        (header(b"abc", zlib.crc32(b"abc")) + b"abc", "a damaged message"),
     ],
 )
 def test_damage_is_noticed_behind_what_came_whole(sent: bytes, told: str) -> None:
@@ -70,6 +75,19 @@ def test_damage_is_noticed_behind_what_came_whole(sent: bytes, told: str) -> Non
     assert received(channel, 1) == ["whole"]
     with pytest.raises(Closed, match=told):
         channel.receive()
+    channel.close()
+
+
+def test_a_damaged_length_is_told_at_once_and_not_waited_for() -> None:
+    end, raw = socket.socketpair()
+    channel = Channel(end)
+    damaged = bytearray(frame("x"))
+    damaged[3] ^= 0x40  # 1 GiB more
+    raw.sendall(frame("whole") + damaged)
+    assert received(channel, 1) == ["whole"]
+    with pytest.raises(Closed, match=r"a damaged message .the checksum of its header differs"):
+        channel.receive()
+    raw.close()
     channel.close()
 
 

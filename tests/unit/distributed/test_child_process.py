@@ -13,9 +13,9 @@ from process_helpers import print_and_wait
 
 from april.core.clock import WallClock, readable
 from april.core.errors import ProcessError
+from april.core.restarts import Restarts
 from april.distributed.channel import Closed
 from april.distributed.child import Child, Launch
-from april.distributed.supervisor import Restarts
 
 HERE = Path(__file__).parent
 PARENT = """

@@ -13,7 +13,8 @@ from april.core.clock import WallClock
 from april.core.event import Broken, Event, Finished, Parked, Progressed
 from april.core.ids import SampleId
 from april.core.sample import Sample
-from april.distributed.shared_weights import Layout, WeightBuffer
+from april.distributed.layout import Layout
+from april.distributed.shared_weights import WeightBuffer
 from april.engines.pool import EnginePool
 
 

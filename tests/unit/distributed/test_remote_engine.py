@@ -6,21 +6,26 @@ import contextlib
 import os
 import queue
 import signal
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from process_helpers import LIMITS, Stepped, ThreadChild, broken_engine, drain, remote, replies, samples_of
 from rollout_helpers import make_prompts
 
 from april.core.clock import WallClock
-from april.core.errors import EngineError, ProcessError
+from april.core.errors import EngineError, ProcessError, ResourceError
 from april.core.event import Broken, Event, Finished, Parked, Progressed
 from april.core.group import Reward
 from april.core.ids import GroupId
 from april.core.sample import Sample
 from april.core.sampling import SamplingSpec
 from april.distributed import remote_engine
-from april.distributed.engine_process import Report
+from april.distributed.engine_process import Reply, Report
 from april.distributed.remote_engine import RemoteEngine
 from april.engines.base import Engine
 from april.run.evaluate import evaluate
@@ -161,6 +166,59 @@ def test_a_process_that_never_starts_says_why_at_once(tmp_path: Path) -> None:
     assert "ImportError: no such engine" in str(caught.value.got) and engine.num_restarts == 0
 
 
+class Sleeper(Stepped):
+    """Sleeps and scores."""
+
+    def sleep(self) -> None:
+        pass
+
+    def wake(self) -> None:
+        pass
+
+    def score(self, samples: Sequence[Sample]) -> list[npt.NDArray[np.float32]]:
+        return [np.zeros(len(sample), np.float32) for sample in samples]
+
+
+def test_answers_that_nobody_waits_for_are_not_kept() -> None:
+    engine = RemoteEngine(lambda _clock: Sleeper(), clock=WallClock(), limits=LIMITS, spawn=ThreadChild)
+    assert engine.caps.max_running > 0
+    for _ in range(3):
+        engine.sleep()
+        engine.wake()
+    assert [scores.shape for scores in engine.score(samples_of(1, 2))] == [(0,), (0,)]
+    assert engine._reply == Reply(0, None)
+    engine.close()
+
+
+class RefusedOnce:
+    """Makes an engine, but for the second process: there something it needs, such as a server, is not there."""
+
+    def __init__(self) -> None:
+        self.num_started = 0
+
+    def __call__(self, clock: WallClock) -> Stepped:
+        self.num_started += 1
+        if self.num_started == 2:
+            raise ResourceError("a vLLM server does not start", got="out of memory")
+        return Stepped(40)
+
+
+def test_a_process_that_fails_to_start_again_is_lost_once_more_whatever_its_error() -> None:
+    make = RefusedOnce()
+    engine = RemoteEngine(make, clock=WallClock(), limits=LIMITS, spawn=ThreadChild)
+    assert engine.caps.max_running > 0
+    engine.restart("was killed")
+    samples = samples_of()
+    engine.submit(samples)
+    events = drain(engine, lambda: not engine._open)
+    assert sorted(event.id for event in events if isinstance(event, Broken)) == sorted(sample.id for sample in samples)
+    engine.submit(samples)
+    assert sum(isinstance(event, Finished) for event in drain(engine, lambda: not engine._open)) == 4
+    assert make.num_started == 3 and engine.num_restarts == 2
+    assert "failed: a vLLM server does not start (out of memory)" in engine.all_losses[1]
+    engine.close()
+
+
 def test_samples_of_a_process_that_is_gone_can_be_parked(tmp_path: Path) -> None:
     """Killed from outside while the driver waits for aborts: every sample comes back, as parked or as broken."""
     engine, samples = remote(tmp_path, pause_s=0.01, restart_pause_s=60.0), samples_of()
@@ -201,3 +259,16 @@ def test_what_is_waited_for_has_an_owner_and_a_deadline(tmp_path: Path) -> None:
         engine.submit(samples[:1])
     engine.close()
     assert engine.ready_at() is None
+
+
+def test_the_transport_is_told_of_an_engine_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a broadcast would wait for one that has left its run."""
+    monkeypatch.setattr(remote_engine, "Child", ThreadChild)
+    told: list[str] = []
+    transport: Any = SimpleNamespace(reader=lambda _name: None, gone=told.append)
+    engine = RemoteEngine(lambda _clock: Stepped(max_running=4), clock=WallClock(), limits=LIMITS, transport=transport)
+    engine.close()
+    assert told == [], "there was no process"
+    assert engine.caps.max_running == 4 and engine.loaded
+    engine.close()
+    assert told == ["engine"] and not engine.loaded

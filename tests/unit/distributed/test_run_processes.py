@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from april.config.recipe import Recipe
@@ -40,4 +42,4 @@ def test_everything_is_in_one_process_unless_the_recipe_says_otherwise() -> None
     assert not any_child(recipe_of())
     child = recipe_of("engine.process=child")
     assert any_child(child) and in_child(child, "engine") and not in_child(child, "trainer")
-    assert share_weights(recipe_of(), None) is None, "no shared memory where nobody shares it"  # type: ignore[arg-type]
+    assert share_weights(recipe_of(), None, Path("run")) is None, "no shared memory where nobody shares it"  # type: ignore[arg-type]

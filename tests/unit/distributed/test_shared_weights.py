@@ -12,7 +12,9 @@ from april.core.metric import values
 from april.distributed import shared_weights
 from april.distributed.channel import Channel
 from april.distributed.child import Child, Launch
-from april.distributed.shared_weights import Layout, WeightBuffer
+from april.distributed.layout import Layout
+from april.distributed.shared_weights import WeightBuffer
+from april.distributed.transport import Moved, NotYet, Overwritten
 
 
 def weights_of(number: float) -> dict[str, torch.Tensor]:
@@ -36,7 +38,7 @@ def test_tensors_lie_one_after_the_other_and_come_back() -> None:
     buffer.write(weights_of(1.5), 0)
     buffer.write(weights_of(2.5), 1)
     assert same(buffer.view(0), weights_of(1.5)) and same(buffer.view(1), weights_of(2.5))
-    assert buffer.view(1).version == 1 and buffer.view(1).buffer is buffer
+    assert buffer.view(1).version == 1 and buffer.view(1).transport is buffer
 
 
 def test_the_version_that_is_served_stays_while_the_next_is_written() -> None:
@@ -73,8 +75,10 @@ def test_a_reader_notices_that_it_was_overtaken() -> None:
     buffer.write(weights_of(1), 1)
     with buffer.reading(1) as weights:
         assert same(weights, weights_of(1))
-    with pytest.raises(ProcessError, match="changed while they were read"), buffer.reading(1):
+    with pytest.raises(Overwritten, match="version 1 of the weights was written over"), buffer.reading(1):
         buffer.write(weights_of(3), 3)
+    with pytest.raises(NotYet, match="not in shared memory"), buffer.reading(1):
+        pytest.fail("version 1 was passed")
 
 
 def test_other_tensors_are_refused_and_memory_can_be_short(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,12 +97,18 @@ def test_other_tensors_are_refused_and_memory_can_be_short(monkeypatch: pytest.M
 
 def test_bytes_and_seconds_are_measured() -> None:
     buffer = WeightBuffer(Layout.of(weights_of(0)))
-    assert buffer.write(weights_of(1), 1) >= 0
-    buffer.took("write", 0.5)
-    buffer.took("write", 1.5)
-    buffer.took("read", 0.25)
-    assert values(buffer.take_metrics()) == {"weights_bytes": 192.0, "weights_write_s": 1.0, "weights_read_s": 0.25}
-    assert values(buffer.take_metrics()) == {"weights_bytes": 192.0}
+    seconds, num_bytes = buffer.write(weights_of(1), 1)
+    assert seconds >= 0 and num_bytes == 192
+    buffer.took("write", Moved(0.5, 192))
+    buffer.took("write", Moved(1.5, 192))
+    buffer.took("read", Moved(0.25, 192))
+    assert values(buffer.take_metrics()) == {
+        "weights_bytes": 192.0,
+        "weights_write_s": 1.0,
+        "weights_read_bytes": 192.0,
+        "weights_read_s": 0.25,
+    }
+    assert values(buffer.take_metrics()) == {}
 
 
 def write_next(channel: Channel, buffer: WeightBuffer) -> None:

@@ -157,6 +157,7 @@ def test_resumed_and_preempted_rows_continue_in_chunks(data: st.DataObject) -> N
             run.poll()
     run.drain()
     _same(run.results(whole), whole, 1e-7)
+    assert [len(sample) for sample in run.results(whole)] == [len(sample) for sample in whole]
 
 
 def test_a_stop_string_inside_a_chunk_ends_the_sample_there() -> None:
@@ -263,7 +264,9 @@ def test_memory_that_was_never_written_is_never_seen(options: dict[str, Any], mo
         bucket.data[:, :, bucket.size :] = float("nan")
 
     monkeypatch.setattr(KvBucket, "resize", resize_with_rubbish)
-    _same(_finish(_run(**options), _samples()), expected, 1e-9)
+    found = _finish(_run(**options), _samples())
+    _same(found, expected, 1e-9)
+    assert all(np.isfinite(sample.behaviour_logprobs).all() for sample in found)
 
 
 def test_padding_rows_draw_nothing_and_disturb_nobody() -> None:

@@ -347,3 +347,60 @@ def test_close_drops_everything() -> None:
     run.poll()
     run.engine.close()
     assert run.engine.poll() == [] and run.engine.ready_at() is None and run.engine.load().kv_tokens == 0
+
+
+@pytest.mark.parametrize("spec", [{}, {"temperature": 0.0}, {"top_p": 0.9}, {"entropy": True}])
+@pytest.mark.parametrize("options", [{}, {"decode_chunk_steps": 4}, {"max_draft_tokens": 3, "draft_match_tokens": 1}])
+def test_logits_that_are_not_finite_are_an_error_that_names_a_sample(options: dict[str, Any], spec: dict[str, Any]) -> None:
+    run, samples = _run(**options), _samples(2, 2, **spec)
+    run.submit(samples)
+    run.poll()
+    broken = {name: parameter.detach().clone() for name, parameter in _module().named_parameters()}
+    broken["model.norm.weight"][3] = float("nan")
+    run.engine.update_weights(broken, 7, "recompute")
+    with pytest.raises(EngineError, match="logits are not finite") as info:
+        run.poll()
+    assert info.value.where == str(samples[0].id) and info.value.got == "4 of 4 samples, with weights of version 7"
+
+
+@pytest.mark.parametrize("forward", ["lean", "transformers"])
+@pytest.mark.parametrize("mode", ["drain", "recompute", "keep_kv"])
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("model.norm.weight", None, "is missing"),
+        ("model.norm.weight", (3,), r"another shape(.|\n)*\(3,\)(.|\n)*\(32,\)"),
+        ("model.layers.1.self_attn.q_proj.weight", (3, 5), "another shape"),
+        ("model.embed_tokens.weight", (10, 32), "another shape"),
+        ("lm_head.weight", (10, 32), "another shape"),
+    ],
+)
+def test_weights_of_another_model_are_refused_at_once_and_change_nothing(
+    forward: str, mode: Any, name: str, shape: tuple[int, ...] | None, message: str
+) -> None:
+    run, samples = _run(forward=forward), _samples(1, 2, max_new_tokens=9)
+    run.submit(samples)
+    run.poll()
+    weights: dict[str, Any] = dict(_module(1).named_parameters())
+    weights |= {name: torch.zeros(shape)} if shape is not None else {}
+    if shape is None:
+        del weights[name]
+    with pytest.raises(ModelError, match=message) as info:
+        run.engine.update_weights(weights, 1, mode)
+    assert info.value.where == name
+    run.drain()
+    assert run.engine.pending() == [] and run.engine.ready_at() is None and run.engine.load().version == 0
+    same_tokens(run.results(samples), _finish(_run(forward=forward), samples), 1e-9)
+
+
+def test_a_drain_that_another_update_overtakes_leaves_nothing_to_wait_for() -> None:
+    run, samples = _run(prefill_tokens=1, steps_per_poll=1, share_prefix=False), _samples(1, 2)
+    run.submit(samples)
+    run.until(lambda: run.engine.load().running == 2)
+    run.engine.update_weights(dict(_module(1).named_parameters()), 1, "drain")
+    run.engine.update_weights(dict(_module(2).named_parameters()), 2, "recompute")
+    run.poll()
+    assert (run.engine.load().running, run.engine.load().waiting) == (1, 1), "their KV is made again one by one"
+    run.engine.update_weights(dict(_module().named_parameters()), 3, "drain")
+    run.drain()
+    assert [sorted(set(sample.versions.tolist())) for sample in run.results(samples)] == [[0, 2], [0, 3]]

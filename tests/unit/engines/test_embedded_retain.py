@@ -179,3 +179,42 @@ def test_the_oldest_are_dropped_first_and_a_use_makes_young() -> None:
     own = store.take(group.member(1), np.arange(9, dtype=np.int32))
     assert own is not None and own.mixed and store.num_tokens == 0
     assert store.take(group.member(1), np.arange(9, dtype=np.int32)) is None
+
+
+def test_kept_kv_is_not_charged_to_the_prefill_of_an_admission() -> None:
+    run, samples = _run(prefill_tokens=1, share_prefix=False, steps_per_poll=1), _samples(2, 2)
+    parked = _park(run, samples, 60)
+    run.submit(parked)
+    run.poll()
+    assert run.engine.load().running == 4, "all come back in the first step"
+    lost = _run(prefill_tokens=1, share_prefix=False, steps_per_poll=1)
+    lost.submit(parked)
+    lost.poll()
+    assert lost.engine.load().running == 1
+
+
+def test_a_prompt_is_charged_once_for_the_members_of_its_group() -> None:
+    run = _run(prefill_tokens=10, steps_per_poll=1)
+    run.submit(_samples(3, 2))
+    run.poll()
+    assert run.engine.load().running == 4, "two prompts of five tokens that need KV"
+    run.poll()
+    assert run.engine.load().running == 6
+
+
+def test_savings_of_groups_forks_and_resumed_samples_are_counted_apart() -> None:
+    run, samples = _run(), _samples(1, 3)
+
+    def counts() -> tuple[int, int, int, int]:
+        load = run.engine.load()
+        return load.prefill_tokens, load.shared_tokens, load.forked_tokens, load.resumed_tokens
+
+    parked = _park(run, samples, 60)
+    assert counts() == (5, 2 * 5, 0, 0)
+    resumed = sum(6 + len(sample) - 1 for sample in parked)
+    run.submit(parked)
+    run.poll()
+    assert counts() == (5, 10 + resumed, 0, resumed)
+    run.submit([cut(parked[0], 8).forked(7, "0")])
+    run.poll()
+    assert counts() == (5, 10 + resumed + 12, 12, resumed)

@@ -116,3 +116,16 @@ def test_entropy_is_that_of_the_sampling_distribution() -> None:
     assert (
         draw(logits, spec_batch([_spec(), _spec()], 8, CPU, torch.float32), torch.tensor([0.1, 0.9]).double()).entropies is None
     )
+
+
+@pytest.mark.parametrize("size", [7, 5_000])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_finite_give_a_token_and_no_log_prob(size: int, value: float) -> None:
+    logits = torch.randn(4, size, generator=torch.Generator().manual_seed(0))
+    logits[1, 2] = logits[2, 4] = value
+    for kinds in ([_spec(), _spec(), _spec(temperature=0), _spec(top_p=0.9, top_k=3)], [_spec(temperature=0)] * 4):
+        drawn = draw(logits, spec_batch(kinds, size, CPU, torch.float32), torch.full((4,), 0.5).double())
+        assert 0 <= int(drawn.tokens.min()) <= int(drawn.tokens.max()) < size
+        assert drawn.logprobs.isfinite().tolist() == [True, False, False, True]
+    fine = draw(logits[[0, 3]], spec_batch([_spec(), _spec(temperature=0)], size, CPU, torch.float32), torch.zeros(2).double())
+    assert fine.logprobs.isfinite().all()

@@ -23,6 +23,10 @@ def _request(serial: int, num_prompt: int, **spec: object) -> Request:
     return Request(serial, sample, prompt.token_ids, 50)
 
 
+def prefix(request: Request) -> int:
+    return len(request.context) - 1
+
+
 def _queue(*requests: Request) -> WaitingQueue:
     queue = WaitingQueue()
     for request in requests:
@@ -60,15 +64,22 @@ def test_the_queue_keeps_the_order_of_submission() -> None:
 )
 def test_admission_stays_within_every_budget_and_never_overtakes(room: Room, admitted: list[int]) -> None:
     queue = _queue(_request(0, 40), _request(1, 80), _request(2, 10), _request(3, 10))
-    assert [request.serial for request in queue.admit(room, CLASSES)] == admitted
+    assert [request.serial for request in queue.admit(room, CLASSES, prefix)] == admitted
     assert len(queue) == 4 - len(admitted)
+
+
+def test_what_needs_no_prefill_is_admitted_beside_what_does() -> None:
+    costs = {0: 39, 1: 0, 2: 9, 3: 0}
+    queue = _queue(_request(0, 40), _request(1, 80), _request(2, 10), _request(3, 10))
+    found = queue.admit(Room(9, 10_000, 39), CLASSES, lambda request: costs[request.serial])
+    assert [request.serial for request in found] == [0, 1]
 
 
 def test_a_drain_admits_only_those_it_waits_for() -> None:
     first, second, third = (_request(serial, 10) for serial in range(3))
     second.must_finish = True
     queue = _queue(first, second, third)
-    assert queue.admit(Room(9, 999, 999), CLASSES, only=lambda request: request.must_finish) == [second]
+    assert queue.admit(Room(9, 999, 999), CLASSES, prefix, only=lambda request: request.must_finish) == [second]
     assert [request.serial for request in queue] == [0, 2]
 
 

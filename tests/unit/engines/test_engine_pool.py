@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from april.core.sample import Sample
 from april.core.sampling import SamplingSpec
 from april.engines.base import Load
 from april.engines.pool import EnginePool
-from april.engines.pool_members import AFFINITY_SLACK
+from april.engines.pool_members import _COUNTERS, AFFINITY_SLACK, Member, Totals
 from april.engines.scripted import ScriptedEngine
 from april.testing.engine_run import EngineRun
 
@@ -84,7 +84,7 @@ def test_caps_are_what_all_promise_and_places_in_sum() -> None:
         for places, tokens in ((4, 100), (6, 50))
     )
     caps = EnginePool({"a": small, "b": large}, clock).caps
-    assert (caps.max_running, caps.max_sample_tokens, caps.update_modes) == (10, 50, small.caps.update_modes)
+    assert (caps.max_running, caps.max_sample_tokens, caps.update_modes) == (10, 50, small.caps.update_modes | {"rolling"})
     with pytest.raises(EngineError, match="needs an engine"):
         EnginePool({}, clock)
 
@@ -154,6 +154,52 @@ def test_a_version_is_one_for_all() -> None:
     assert any(isinstance(event, Broken) for event in broken)
     run.until(lambda: not run.open)
     assert len(run.ends) == 6
+
+
+def test_a_rolling_update_takes_one_engine_at_a_time_and_the_others_serve() -> None:
+    pool, engines, run = pool_of(2, length=8)
+    assert "rolling" in pool.caps.update_modes and "rolling" not in pool_of(1)[0].caps.update_modes
+    first, second = samples_of(8, 1)[:4], samples_of(8, 1)[4:]
+    run.submit(first)
+    run.poll()
+    pool.update_weights({}, 1, "rolling")
+    assert engines[0]._draining and not engines[1]._draining, "one drains"
+    run.submit(second)
+    given = [[sample.id for sample in engine.given] for engine in engines]
+    assert [len(ids) for ids in given] == [2, 6], "the other takes all that comes"
+    run.until(lambda: engines[0].load().version == 1)
+    assert pool.load().version == 0 and engines[1].load().version == 0 and engines[1]._draining, "now it is the other's turn"
+    run.until(lambda: pool.load().version == 1)
+    run.drain()
+    assert len(run.ends) == 8 and {len(set(run.samples[sample.id].versions.tolist())) for sample in (*first, *second)} == {1}
+
+
+def test_a_rolling_update_passes_over_engines_that_are_down_and_waits_for_none_that_is_gone() -> None:
+    pool, engines, run = pool_of(3)
+    run.submit(samples_of(6, 1))
+    run.poll()
+    engines[1].away = True
+    pool._touch(pool._members["e1"])
+    pool.update_weights({}, 1, "rolling")
+    pool.restart("did not serve version 1")
+    assert [engine.restarted for engine in engines] == [["did not serve version 1"], [], []], "only the one whose turn it is"
+    engines[2].gone = True
+    run.until(lambda: not run.open)
+    assert pool.load().version == 1 and "e2" not in pool.engines
+
+
+def test_an_engine_that_is_lost_before_its_turn_to_roll_gets_nothing_while_it_is_down() -> None:
+    pool, engines, run = pool_of(3, max_running=4)
+    run.submit(samples_of(3, 1))
+    run.poll()
+    pool.update_weights({}, 1, "rolling")
+    engines[1].away = True
+    pool._touch(pool._members["e1"])
+    run.submit(samples_of(7, 1)[3:])
+    assert [len(engine.given) for engine in engines] == [1, 1, 5]
+    engines[1].away = False
+    run.drain()
+    assert pool.load().version == 1 and len(run.ends) == 7
 
 
 def test_an_engine_that_missed_a_version_is_not_used_until_it_has_caught_up() -> None:
@@ -273,3 +319,20 @@ def test_counters_never_fall() -> None:
     after = pool.load()
     assert after.generated_tokens >= 96 > before.generated_tokens and after.slot_s > before.slot_s
     assert any(isinstance(event, Finished | Progressed) for event in run.ends)
+
+
+def test_every_counter_of_the_members_is_in_the_sum() -> None:
+    numbers = {name: place + 1 for place, name in enumerate(_COUNTERS)}
+    assert set(numbers) == {field.name for field in fields(Load)} - {
+        "running",
+        "waiting",
+        "kv_tokens",
+        "version",
+        "slot_s",
+        "speculation",
+    }
+    totals, member = Totals(), Member("a", ScriptedEngine(lambda sample: reply_of(1), VirtualClock()), 0)
+    totals.add(member)
+    totals.update(member, Load(running=3, waiting=2, kv_tokens=7, version=4, **numbers))
+    totals.update(member, Load(running=5, waiting=1, kv_tokens=9, version=4, **numbers))
+    assert totals.load(6, 4, "on") == Load(running=5, waiting=7, kv_tokens=9, version=4, speculation="on", **numbers)

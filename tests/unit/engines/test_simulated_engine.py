@@ -18,7 +18,7 @@ from april.core.prompt import Prompt
 from april.core.random import stream_key
 from april.core.sample import Sample
 from april.core.sampling import SamplingSpec
-from april.engines.base import Engine
+from april.engines.base import Engine, UpdateMode
 from april.engines.simulated.config import SimulatedConfig
 from april.engines.simulated.costs import EngineCosts
 from april.engines.simulated.course import Course
@@ -360,6 +360,9 @@ def test_random_lives_conserve_tokens_and_time(seed: int, num_replicas: int, rou
         elif bench.engine.ready_at() is not None:
             bench.clock.wait_until(bench.clock.now() + float(random.random() * 20))
             run.poll()
+        for replica in bench.engine.replicas:
+            idle = [job for job in (*replica.paused, *replica.waiting) if job.kv_kept]
+            assert replica._num_idle_kv == len(idle)
     run.submit(waiting)
     run.drain()
     bench.run()
@@ -408,3 +411,19 @@ def test_each_replica_may_drain_by_itself() -> None:
         bench.run()
         ends[drain] = (bench.ends()[third.id], bench.engine.load().version)
     assert ends == {"each": (10.0, 1), "together": (15.0, 1)}
+
+
+@pytest.mark.parametrize(("mode", "drain"), [("rolling", "together"), ("drain", "each")])
+@pytest.mark.parametrize("routing", ["least_loaded", "by_group", "queue"])
+def test_a_replica_that_has_the_new_weights_takes_work_again(routing: str, mode: UpdateMode, drain: str) -> None:
+    """Three replicas are quiet at 3, 6 and 12; what comes at 4, 7 and 13 goes to the one that became quiet last."""
+    bench = Bench([3, 6, 12, 50, 50, 50], num_replicas=3, routing=routing, drain=drain)
+    samples = make_samples(6, 1)
+    bench.engine.submit(samples[:3])
+    bench.run(1.0)
+    bench.engine.update_weights({}, 1, mode)
+    for at_s, sample in zip((4.0, 7.0, 13.0), samples[3:], strict=True):
+        bench.run(at_s)
+        bench.engine.submit([sample])
+        assert [len(replica.running) for replica in bench.engine.replicas] == [1, 1, 1]
+    assert bench.engine.load().version == 1

@@ -38,7 +38,7 @@ def test_curves_are_averaged_where_all_have_data() -> None:
 
 def test_the_time_to_an_accuracy_is_interpolated() -> None:
     records = [{"step": i, "time_s": 10.0 * i, "mode": "sampled", "accuracy": a} for i, a in enumerate((0.2, 0.4, 0.3, 0.6))]
-    run = RunData(Path("."), "r", evaluations=records)
-    assert reached_s(run, 0.3) == pytest.approx(5.0)
+    run = RunData(Path("."), "r", evaluations=records, metrics=[{"step": i, "step_s": 8.0} for i in range(3)])
+    assert reached_s(run, 0.3) == pytest.approx(4.0), "evaluations take no part in it"
     assert reached_s(run, 0.1) == 0.0
     assert reached_s(run, 0.9) is None

@@ -170,8 +170,8 @@ def test_five_hundred_steps_stay_small(tmp_path: Path) -> None:
     assert 200_000 < write_report(tmp_path).stat().st_size < 3_000_000
 
 
-def test_idle_share_weighs_steps_by_their_rollout_time() -> None:
-    run = RunData(Path("."), "r", metrics=[{"idle_fraction": 0.5, "rollout_s": 3.0}, {"idle_fraction": 0.1, "rollout_s": 1.0}])
+def test_idle_share_weighs_steps_by_the_engines_time() -> None:
+    run = RunData(Path("."), "r", metrics=[{"idle_fraction": 0.5, "engine_s": 3.0}, {"idle_fraction": 0.1, "engine_s": 1.0}])
     assert idle_share(run) == pytest.approx(0.4)
     assert idle_share(RunData(Path("."), "r")) is None
 

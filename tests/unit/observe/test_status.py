@@ -52,6 +52,10 @@ def test_it_is_written_rarely(tmp_path: Path) -> None:
     assert len(calls) == 1
     writer.write()
     assert len(calls) == 2, "what must be said is said at once"
+    writer.enter("rollout")
+    assert len(calls) == 2
+    writer.enter("checkpoint", at_once=True)
+    assert len(calls) == 3 and read_status(tmp_path)["phase"] == "checkpoint"
 
 
 @pytest.mark.parametrize(("state", "words"), [("finished", "finished"), ("interrupted", "can be resumed"), ("failed", "no disk")])

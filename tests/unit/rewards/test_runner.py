@@ -1,13 +1,18 @@
+import multiprocessing
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from reward_cases import decode, sample_of
 
+from april.config.limits import LimitsConfig
 from april.core.clock import VirtualClock, WallClock
-from april.core.errors import LedgerError, RecipeError, ResourceError
+from april.core.errors import LedgerError, ProcessError, RecipeError, ResourceError
 from april.core.group import Failure, Reward
 from april.rewards.build import build_reward
 from april.rewards.runner import RewardRunner
+from april.rewards.workers import serve
 
 
 def number(text, sample, item):
@@ -138,19 +143,101 @@ def test_a_worker_that_dies_idle_costs_no_sample(tmp_path: Path) -> None:
         runner.submit(sample_of(text="1"))
         assert drain(runner, clock) == {0: Reward(2.0, True)}
         [worker] = runner._pool._workers
-        worker.process.kill()
-        worker.process.join()
+        former = worker.process
+        former.kill()
+        former.join()
         runner.submit(sample_of(member=1, text="2"))
         assert drain(runner, clock) == {1: Reward(3.0, True)}
-        assert runner._pool._workers[0] is not worker
+        assert worker.process is not former
     finally:
         runner.close()
+
+
+class InThread:
+    """Stands for the process of a worker; "dead" ones end before they are ready, "late" ones say nothing."""
+
+    def __init__(self, payload: bytes, life: str) -> None:
+        self.connection, self._theirs = multiprocessing.Pipe()
+        self.exitcode = -9
+        if life == "dead":
+            self._theirs.close()
+        elif life == "well":
+            threading.Thread(target=serve, args=(self._theirs, payload, None), daemon=True).start()
+
+    def kill(self) -> None:
+        pass
+
+    def join(self, timeout_s: float | None = None) -> None:
+        pass
+
+
+def runner_with(lives: list[str], started: list[InThread], **limits: Any) -> RewardRunner:
+    """A runner whose one worker has these lives."""
+
+    def start(index: int, payload: bytes, timeout_s: float | None) -> tuple[Any, Any]:
+        started.append(InThread(payload, lives[len(started)]))
+        return started[-1], started[-1].connection
+
+    options = LimitsConfig(**{"restart_pause_s": 0.0, **limits})
+    return RewardRunner(length, decode, WallClock(), None, 1, start_worker=start, limits=options)
+
+
+def break_connection(runner: RewardRunner) -> None:
+    """As if the process of the first worker had died."""
+    [worker] = runner._pool._workers  # type: ignore[union-attr]
+    worker.connection.close()
+    worker.connection, other = multiprocessing.Pipe()
+    other.close()
+
+
+def length(text: str, sample: Any, item: Any) -> float:
+    return float(len(text))
+
+
+def test_a_worker_that_is_replaced_may_die_before_it_is_ready() -> None:
+    clock, started = WallClock(), list[InThread]()
+    runner = runner_with(["well", "dead", "dead", "well"], started)
+    runner.submit(sample_of(text="a"))
+    assert drain(runner, clock) == {0: Reward(1.0, True)}
+    break_connection(runner)
+    runner.submit(sample_of(member=1, text="ab"))
+    assert drain(runner, clock) == {1: Reward(2.0, True)}, "it waited for one that is well"
+    assert len(started) == 4
+    runner.close()
+
+
+@pytest.mark.parametrize(("lives", "told"), [("dead", "before it was ready"), ("late", "not ready within 0.01 s")])
+def test_a_worker_that_is_lost_too_often_ends_the_run(lives: str, told: str) -> None:
+    clock, started = WallClock(), list[InThread]()
+    runner = runner_with(["well", *[lives] * 3], started, restarts=2)
+    runner.submit(sample_of(text="a"))
+    drain(runner, clock)
+    runner._pool._limits = LimitsConfig(start_s=0.01)  # type: ignore[union-attr]
+    break_connection(runner)
+    runner.submit(sample_of(member=1, text="ab"))
+    with pytest.raises(ProcessError, match="the reward worker 0 process was lost 3 times") as caught:
+        drain(runner, clock)
+    assert str(caught.value.got).count(told) == 2 and caught.value.where == "limits.restarts"
+    runner.close()
+
+
+def test_a_lost_worker_is_started_again_after_a_pause() -> None:
+    clock, started = WallClock(), list[InThread]()
+    runner = runner_with(["well"], started, restart_pause_s=1000.0)
+    runner.submit(sample_of(text="a"))
+    drain(runner, clock)
+    break_connection(runner)
+    runner.submit(sample_of(member=1, text="ab"))
+    assert runner.poll() == [] and runner.waitables() == [] and len(started) == 1
+    ready_s = runner.ready_at()
+    assert ready_s is not None and 900.0 < ready_s - clock.now() <= 1000.0
+    runner.close()
 
 
 def test_workers_need_a_reward_with_an_address() -> None:
     with pytest.raises(RecipeError, match="cannot be sent") as info:
         RewardRunner(lambda text, sample, item: 1.0, decode, VirtualClock(), workers=1)
-    assert "reward.workers = 0" in str(info.value)
+    assert "scoring.workers = 0" in str(info.value)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from fake_endpoint import serving
 from reward_cases import sample_of
 
+from april.core.errors import RecipeError
 from april.core.group import Failure, Reward
 from april.rewards.build import build_reward
 from april.rewards.flaws import process_reward
@@ -161,3 +162,19 @@ def test_predictions_that_say_nothing_earn_nothing() -> None:
     assert parts["length"] == 0.0 and parts["pass_rate"] == pytest.approx(1.0)
     unsolved = Rollouts("", ["a"], [False], [10])
     assert meta_parts(Prediction([], 10, 0), unsolved) == {"notion": 0.0, "pass_rate": 1.0, "length": 0.0}
+
+
+# -- marks ---------------------------------------------------------------------------------------------------------------
+
+
+def test_marks_of_the_form_become_parts() -> None:
+    spec = {
+        "type": "patterns",
+        "reward": {"type": "exact", "answer_pattern": "= (.+)"},
+        "patterns": {"reasoning": "(?s)<think>.+</think>"},
+    }
+    reasoned, direct = score(spec, "<think>six\nsevens</think> = 42", ITEM), score(spec, "= 42", ITEM)
+    assert (reasoned.value, reasoned.parts) == (1.0, {"answered": 1.0, "score": 1.0, "reasoning": 1.0})
+    assert direct.parts["reasoning"] == 0.0 and direct.correct
+    with pytest.raises(RecipeError, match="not a regular expression"):
+        build_reward({**spec, "patterns": {"reasoning": "("}})

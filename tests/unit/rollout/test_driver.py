@@ -11,6 +11,7 @@ from rollout_helpers import (
     audit,
     finish_step,
     group_ids,
+    groups_by_version,
     lengths_by,
     long_tailed,
     make_driver,
@@ -186,7 +187,7 @@ def test_a_sample_that_was_never_started_parks_unchanged() -> None:
     assert untouched
     assert {len(sample) for sample in untouched} == {0}
     assert {sample.oldest_version for sample in untouched} == {None}
-    assert dict(driver.pool.groups_by_version()) == {}
+    assert groups_by_version(driver.pool) == {}
     finish_step(driver)
     batch = driver.next_batch()
     assert all(s.spans[0].version == 1 for g in batch.groups for s in g.samples)

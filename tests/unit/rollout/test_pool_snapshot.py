@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from rollout_helpers import SPEC, audit, finish_step, long_tailed, make_driver, make_prompts, make_segment
+from rollout_helpers import SPEC, audit, finish_step, groups_by_version, long_tailed, make_driver, make_prompts, make_segment
 
 from april.checkpoint.codec import decode_frames, encode
 from april.core.errors import CheckpointError, LedgerError
@@ -137,16 +137,16 @@ def test_a_failed_member_leaves_the_others_and_the_ledger_whole() -> None:
 def test_age_begins_at_the_first_start_and_ends_with_an_empty_abort() -> None:
     """Invariant 15: a request that never ran changes no version."""
     pool, (group,) = pool_with(2)
-    assert dict(pool.groups_by_version()) == {}
+    assert groups_by_version(pool) == {}
     pool.start([group.member(0)], 4)
-    assert dict(pool.groups_by_version()) == {4: (group,)}
+    assert groups_by_version(pool) == {4: (group,)}
     pool.park(group.member(0), None)
-    assert dict(pool.groups_by_version()) == {}
+    assert groups_by_version(pool) == {}
     pool.start([group.member(0), group.member(1)], 5)
     pool.park(group.member(0), make_segment(2, version=5))
     pool.park(group.member(1), None)
     pool.start([group.member(1)], 6)
-    assert dict(pool.groups_by_version()) == {5: (group,)}
+    assert groups_by_version(pool) == {5: (group,)}
 
 
 def test_a_refused_transition_is_not_in_the_journal() -> None:
@@ -191,7 +191,7 @@ def test_a_snapshot_holds_every_kind_of_sample() -> None:
     assert list(copy.ready) == [ids[0]]
     assert copy.losses(ids[2].member(0)) == 1
     assert copy.next_serial == 4
-    assert dict(copy.groups_by_version()) == dict(pool.groups_by_version())
+    assert groups_by_version(copy) == groups_by_version(pool)
     assert park_running(copy) == 1
     audit(copy)
 

@@ -109,7 +109,7 @@ def test_ready_groups_are_counted_with_their_age() -> None:
     ages.count_ready(4, 1)
     assert ages.ages() == (Age(3, 1, 0), Age(4, 1, 1))
     ages.move(other, 4, 3, ready=True)
-    assert ages.ages() == (Age(3, 2, 1),) and ages.by_version() == {3: (one, other)}
+    assert ages.ages() == (Age(3, 2, 1),) and ages.of(3) == (one, other)
 
 
 def test_without_censoring_the_mean_is_the_mean() -> None:

@@ -22,9 +22,10 @@ ROW: dict[str, Any] = {
 }
 
 
-def told(folder: Path, rows: list[dict[str, Any]]) -> list[str]:
+def told(folder: Path, rows: list[dict[str, Any]], **options: Any) -> list[str]:
     observe = ObserveConfig(timeline=False, transcripts_every_steps=0)
-    telemetry = Telemetry(folder, VirtualClock(), title="t", steps=99, first_step=0, decode=str, observe=observe, quiet=None)
+    options |= {"steps": 99, "first_step": 0, "decode": str, "observe": observe, "quiet": None}
+    telemetry = Telemetry(folder, VirtualClock(), title="t", **options)
     lines: list[str] = []
     telemetry.view.note = lines.append  # type: ignore[method-assign]
     for step, row in enumerate(rows):
@@ -43,3 +44,9 @@ def test_each_kind_of_note_has_its_own_turn_and_good_steps_have_none(tmp_path: P
     good = {**ROW, "no_signal_groups": 2.0}
     lines = told(tmp_path, [good, ROW, {**good, "clip_fraction": 0.9}, {**ROW, "clip_fraction": 0.9}])
     assert [line.split(":")[0] for line in lines] == ["step 2", "step 3"] and "clipped" in lines[1]
+
+
+def test_whole_samples_are_often_clipped_and_nobody_is_told(tmp_path: Path) -> None:
+    clipped = {**ROW, "no_signal_groups": 2.0, "clip_fraction": 0.6}
+    assert told(tmp_path / "gspo", [clipped], clips_samples=True) == []
+    assert len(told(tmp_path / "grpo", [clipped])) == 1

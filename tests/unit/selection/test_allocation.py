@@ -36,12 +36,6 @@ def test_cuts_lie_inside_the_reasoning() -> None:
     assert allocation.cut_points(1) == []
 
 
-def test_the_schedule_stops_at_its_ends() -> None:
-    start, end = allocation.SelectionLevel(4, 0.2), allocation.SelectionLevel(8, 1.0)
-    assert allocation.selection_level(-1.0, start, end) == start and allocation.selection_level(2.0, start, end) == end
-    assert allocation.selection_level(0.25, start, end) == pytest.approx((5.0, 0.4))
-
-
 def test_forks_share_the_beginning() -> None:
     assert allocation.fork_cost(3, 0, 2) == (3, 1.0)
     assert allocation.fork_cost(1, 1, 1) == (2, 0.75)

@@ -88,7 +88,8 @@ def fake(study: Any, value: dict[tuple[str, int], float]) -> list[CellResult]:
         ("generated_tokens_per_s", "step_s", "rollout_s", "idle_fraction", "lag_mean", "lag_max", "length_bias",
          "waste_fraction", "preemptions_per_step"), 0.5)  # fmt: skip
     return [
-        CellResult(cell, {**figures, "consumed_tokens_per_s": value[cell.arm, cell.seed]}, [row], 0.1) for cell in study.cells
+        CellResult(cell, {**figures, "consumed_tokens_per_s": value[cell.arm, cell.seed]}, [row], 0.1, 0.1)
+        for cell in study.cells
     ]
 
 

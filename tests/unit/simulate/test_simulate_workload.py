@@ -132,3 +132,18 @@ def test_what_a_run_writes_is_what_a_simulation_reads(tmp_path: Path) -> None:
     recorded = read_lengths(str(tmp_path))
     assert (recorded.of(2, "p7", 0), recorded.of(2, "p7", 1), recorded.of(0, "p7", 0)) == (3, 9, None)
     assert recorded.prompts == {"p7": 4}
+
+
+def test_prompts_have_recorded_contexts(tmp_path: Path) -> None:
+    """Two CSVs in a folder: 3 of 4 requests have 10 tokens of prompt, the other has 500."""
+    (tmp_path / "a.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n0,10,5\n1,10,6\n")
+    (tmp_path / "b.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n0,500,7\n1,10,8\n")
+    lengths = Lengths(Workload(lengths="recorded", path=str(tmp_path), num_prompts=4000), 0, 2)
+    sizes = [len(prompt.token_ids) for prompt in lengths.prompts()]
+    assert set(sizes) == {10, 500} and sizes.count(500) == pytest.approx(1000, rel=0.1)
+    assert lengths.recorded is not None and lengths.recorded.sorted_tokens.tolist() == [5, 6, 7, 8]
+
+
+def test_a_folder_without_lengths_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="recorded lengths are missing"):
+        read_lengths(str(tmp_path))

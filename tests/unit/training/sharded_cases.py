@@ -21,10 +21,13 @@ from april.training.config import TrainerConfig
 from april.training.sharded import ShardedTrainer
 from april.training.sharded_ranks import Ranks
 from april.training.single import Trainer
+from april.training.value import ValueModel
 
 REWARDS = [[1.0, 0.0, 0.5], [0.0, 1.0, 1.0, 0.25], [1.0, 1.0], [0.0, 0.75, None], [0.5, 0.25]]
 LONE = [[1.0, 0.0]]
 NUM_UPDATES = 2
+VALUE: dict[str, Any] = {"value": {"lr": 1e-2, "eps": 1e-3, "num_epochs": 2, "warmup_steps": 1}, "num_optimizer_steps": 2}
+LORA: dict[str, Any] = {"lora": {"rank": 3, "alpha": 6.0}}
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Case:
         config = TrainerConfig(**options)
         algorithm = AlgorithmConfig.model_validate(read_preset(self.preset)[0])
         policy = self.policy()
-        reference = self.policy(seed=1) if "reference" in algorithm.requires else None
+        own = "reference" in algorithm.requires and config.lora is None
+        reference = self.policy(seed=1) if own else None
         if ranks is None:
             return Trainer(policy, algorithm, config, reference=reference, total_steps=4)
         return ShardedTrainer(policy, algorithm, config, ranks=ranks, reference=reference, total_steps=4)
@@ -80,9 +84,21 @@ CASES = {
     "slow and fast steps": Case("sfpo"),
     "kept on the CPU": Case(options={"sharding": {"cpu_offload": True}}),
     "tied embeddings": Case(tied=True),
+    "value model": Case("ppo", options=VALUE),
+    "value model, every sample alone": Case("ppo", budget=1, options=VALUE),
+    "value model, float32": Case("ppo", dtype=torch.float32, options=VALUE),
+    "value model, fewer samples than ranks": Case("ppo", rewards=LONE, options=VALUE),  # type: ignore[arg-type]
+    "adapters": Case(options=LORA),
+    "adapters, float32": Case(dtype=torch.float32, options=LORA),
+    "adapters, padded forward": Case(kind="gemma2", options=LORA),
+    "adapters, recomputed layers": Case(options=LORA | {"gradient_checkpointing": True}),
+    "adapters, the base as reference": Case("grpo_kl", options=LORA),
+    "adapters, value model": Case("ppo", options=LORA | VALUE),
     "layers stay whole": Case(options={"sharding": {"reshard_after_forward": False}}),
 }
-QUICK = ("float64", "tied embeddings", "float32", "whole groups", "the whole batch at once")
+SAVED = ("tied embeddings", "adapters", "value model", "adapters, value model")
+"""Cases whose checkpoints are read at other numbers of ranks."""
+QUICK = ("float64", "tied embeddings", "float32", "whole groups", "the whole batch at once", "value model", "adapters")
 """Cases of the one rank that needs no process of its own; several ranks do all."""
 IN_HALF_PRECISION = Case(dtype=torch.float32, options={"sharding": {"param_dtype": "bfloat16", "reduce_dtype": "float32"}})
 
@@ -98,10 +114,37 @@ def outcome(trainer: Trainer, case: Case) -> dict[str, Any]:
         return metrics
 
     object.__setattr__(trainer._learner, "backward", backward)
+    of_values: list[torch.Tensor] = []
+    if trainer._value is not None:
+        _watch(trainer._value, of_values)
     rows = [values(trainer.update(case.batch(step))) for step in range(NUM_UPDATES)]
-    weights = {name: tensor.clone() for name, tensor in trainer.weights().items()}
     num = sum(len(group["params"]) for group in trainer._optimizer.param_groups)
-    return {"gradients": gradients, "weights": weights, "metrics": rows, "num_parameters": num}
+    return {
+        "value gradients": of_values,
+        "gradients": gradients,
+        "weights": everything(trainer),
+        "metrics": rows,
+        "num_parameters": num,
+    }
+
+
+def _watch(value: ValueModel, found: list[torch.Tensor]) -> None:
+    plain = value._gradients
+
+    def gradients(*arguments: Any) -> Any:
+        losses = plain(*arguments)
+        found.extend(_whole(p.grad) for p in value.trunk.module.parameters() if p.grad is not None)
+        return losses
+
+    value._gradients = gradients  # type: ignore[method-assign]
+
+
+def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """What is published, and the value model where there is one."""
+    weights = {name: tensor.clone() for name, tensor in trainer.weights().items()}
+    if trainer._value is not None:
+        weights |= {f"value: {name}": tensor.clone() for name, tensor in trainer._value.trunk.state().items()}
+    return weights
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -134,12 +177,40 @@ def serve(rank: int, count: int, folder: Path) -> None:
     names = QUICK if count == 1 else tuple(CASES)
     found: dict[str, Any] = {name: outcome(CASES[name].trainer(ranks), CASES[name]) for name in names} | {"names": names}
     found["half"] = outcome(IN_HALF_PRECISION.trainer(ranks), IN_HALF_PRECISION)
+    found["precision"] = {offload: precision(ranks, offload) for offload in (False, True)}
     found["refused"] = refused(ranks)
     found["resumed"] = resumed(ranks, folder)
     if ranks.first:
         torch.save(found, folder / f"found-{count}.pt")
     ranks.wait()
     ranks.leave()
+
+
+def precision(ranks: Ranks, offload: bool) -> dict[str, Any]:
+    """In what layers compute, gradients arrive and weights and moments are kept, when bfloat16 computes on float32."""
+    options = {"sharding": {**IN_HALF_PRECISION.options["sharding"], "cpu_offload": offload}, "lr": 1e-6, "eps": 1e-12}
+    trainer = Case(dtype=torch.float32, options=options).trainer(ranks)
+    before = {name: tensor.clone() for name, tensor in trainer.weights().items()}
+    found: dict[str, Any] = {"computed": set(), "gradients": set()}
+    layer = trainer.policy.module.model.layers[1].self_attn.q_proj
+    layer.register_forward_pre_hook(lambda module, given: found["computed"].update((module.weight.dtype, given[0].dtype)))
+    plain = trainer._learner.backward
+
+    def backward(*arguments: Any) -> Metrics:
+        metrics = plain(*arguments)
+        found["gradients"] |= {p.grad.dtype for p in trainer.policy.module.parameters() if p.grad is not None}
+        return metrics
+
+    object.__setattr__(trainer._learner, "backward", backward)
+    trainer.update(IN_HALF_PRECISION.batch(0))
+    state = trainer._optimizer.state.values()
+    found["kept"] = {p.dtype for p in trainer.policy.module.parameters()}
+    found["moments"] = {tensor.dtype for one in state for kind, tensor in one.items() if kind != "step"}
+    found["moved"] = [float((tensor - before[name]).abs().max()) for name, tensor in trainer.weights().items()]
+    found["seen in bfloat16"] = [
+        float((tensor.bfloat16() != before[name].bfloat16()).float().mean()) for name, tensor in trainer.weights().items()
+    ]
+    return found
 
 
 def refused(ranks: Ranks) -> list[str]:
@@ -160,17 +231,19 @@ def refused(ranks: Ranks) -> list[str]:
 
 
 def resumed(ranks: Ranks, folder: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """Weights after one more update from checkpoints that other numbers of ranks wrote; leaves one of its own."""
-    found, case = {}, CASES["tied embeddings"]
-    for other in sorted(folder.glob("checkpoint-*")):
+    """Weights after one more update from checkpoints that other numbers of ranks wrote; leaves some of its own."""
+    found = {}
+    for name in SAVED:
+        case, place = CASES[name], folder / name.replace(" ", "_")
+        for other in sorted(place.glob("checkpoint-*")):
+            trainer = case.trainer(ranks)
+            trainer.load(other)
+            trainer.update(case.batch(1))
+            found[f"{name}: {other.name}"] = everything(trainer)
         trainer = case.trainer(ranks)
-        trainer.load(other)
-        trainer.update(case.batch(1))
-        found[other.name] = trainer.weights()
-    trainer = case.trainer(ranks)
-    trainer.update(case.batch(0))
-    ranks.wait()
-    own = folder / f"checkpoint-{ranks.count}"
-    own.mkdir(exist_ok=True)
-    trainer.save(own)
+        trainer.update(case.batch(0))
+        ranks.wait()
+        own = place / f"checkpoint-{ranks.count}"
+        own.mkdir(exist_ok=True, parents=True)
+        trainer.save(own)
     return found

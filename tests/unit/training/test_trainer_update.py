@@ -11,6 +11,7 @@ import pytest
 import torch
 from learner_fixtures import make_batch, make_group, small_policy, snapshot
 
+from april.algorithms.atoms import SLOTS, atom
 from april.algorithms.spec import AlgorithmConfig
 from april.core.clock import VirtualClock
 from april.core.errors import CheckpointError, ModelError, RecipeError
@@ -95,6 +96,35 @@ def test_skipping_zero_advantages_changes_no_weight() -> None:
     for steps in (1, 3):
         skipping = weights_after(batch, num_optimizer_steps=steps)
         assert same(skipping, weights_after(batch, num_optimizer_steps=steps, skip_zero_advantage=False), 1e-12)
+
+
+def test_the_learner_says_on_which_share_of_the_tokens_its_numbers_are() -> None:
+    rng = np.random.default_rng(0)
+    groups = (make_group(0, [1.0, 0.0], rng, lengths=[3, 2]), make_group(1, [1.0, 1.0], rng, lengths=[7, 8]))
+    some, everything = (values(trainer(skip_zero_advantage=skip).update(Batch(0, 0, groups))) for skip in (True, False))
+    assert some["measured_fraction"] == 0.25 and everything["measured_fraction"] == 1.0
+    assert some["grad_norm"] == pytest.approx(everything["grad_norm"], rel=1e-12)
+    assert some["importance_ess_fraction"] != pytest.approx(everything["importance_ess_fraction"], abs=1e-3)
+
+
+def own_mirror(
+    log_ratio: torch.Tensor, current: torch.Tensor, advantage: torch.Tensor, bounds: object, tokens: object
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Kimi's loss as an atom of one's own."""
+    return -advantage * current + 0.05 * log_ratio.square(), torch.zeros_like(current, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("surrogate", ["mirror", "own_mirror"])
+@pytest.mark.parametrize("rewards", [[[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]], [[1.0, 1.0], [0.0, 0.0]]])
+def test_a_loss_that_pulls_without_advantage_trains_constant_groups(surrogate: str, rewards: list[list[float]]) -> None:
+    atom("surrogate", "own_mirror", requires=frozenset({"advantage"}))(own_mirror)
+    try:
+        kimi = {"ratio": {"type": "token", "anchor": "behaviour"}, "bounds": False, "surrogate": surrogate}
+        rows = [values(trainer(algorithm=kimi, skip_zero_advantage=skip).update(make_batch(rewards))) for skip in (True, False)]
+    finally:
+        del SLOTS["surrogate"]["own_mirror"]
+    assert [row["optimizer_steps"] for row in rows] == [1, 1]
+    assert rows[0]["grad_norm"] == pytest.approx(rows[1]["grad_norm"], rel=1e-12) and rows[0]["grad_norm"] > 1e-2
 
 
 def test_failed_members_change_nothing() -> None:

@@ -7,13 +7,14 @@ import math
 import pytest
 import torch
 
+from april.algorithms.composers import max_variance
 from april.core.errors import DataError
 from april.core.group import Batch, Group, Reward
 from april.core.ids import GroupId
 from april.core.prompt import Prompt
 from april.core.sample import Sample, Segment, Span
 from april.core.sampling import SamplingSpec
-from april.training.batch import assemble
+from april.training.batch import assemble, trainable
 
 GROUP = GroupId(0, 0, "p")
 
@@ -49,13 +50,23 @@ def sampled(member: int, temperature: float) -> Sample:
 
 
 def test_greedy_members_give_the_baseline_and_do_not_train() -> None:
-    samples = (sampled(0, 0.0), sampled(1, 1.0), sampled(2, 1.0))
-    batch = Batch(0, 0, (Group(GROUP, samples, (Reward(0.5), Reward(1.0), Reward(0.0))),))  # type: ignore[arg-type]
+    samples = (sampled(0, 1.0), sampled(1, 1.0), sampled(2, 0.0))
+    batch = Batch(0, 0, (Group(GROUP, samples, (Reward(1.0), Reward(0.0), Reward(0.5))),))  # type: ignore[arg-type]
     data = assemble(batch, needs=("baseline",))
-    assert [sample.id.member for sample in data.samples] == [1, 2] and data.tokens["baseline"].tolist() == [0.5] * 4
+    assert [sample.id.member for sample in data.samples] == [0, 1] and data.tokens["baseline"].tolist() == [0.5] * 4
+    assert (data.num_left_out, data.num_failed) == (0, 0)
     with pytest.raises(DataError, match="greedy samples cannot be trained on") as error:
         assemble(batch)
-    assert "m0" in str(error.value)
+    assert "m2" in str(error.value)
     without = Batch(0, 0, (Group(GROUP, (sampled(0, 1.0),), (Reward(1.0),)),))  # type: ignore[arg-type]
     assert math.isnan(float(assemble(without, needs=("baseline",)).tokens["baseline"][0]))
     assert assemble(batch, needs=("baseline",)).tokens["reward"].dtype == torch.float64
+
+
+def test_composers_choose_among_sampled_members_and_keep_the_baseline() -> None:
+    samples = tuple(sampled(member, float(member < 4)) for member in range(5))
+    rewards = tuple(Reward(value) for value in (0.5, 1.0, 0.0, 0.5, -9.0))
+    batch, needs = Batch(0, 0, (Group(GROUP, samples, rewards),)), ("baseline",)  # type: ignore[arg-type]
+    data = assemble(batch, max_variance(trainable(batch, needs), keep_fraction=0.5), needs)
+    assert [sample.id.member for sample in data.samples] == [1, 2] and data.num_left_out == 2
+    assert data.tokens["baseline"].tolist() == [-9.0] * 4

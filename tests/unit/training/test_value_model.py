@@ -40,7 +40,7 @@ def trainer(*, algorithm: dict[str, Any] | None = None, value: dict[str, Any] | 
 def model(seed: int = 0) -> ValueModel:
     value = ValueModel(small_policy(seed=seed), Algorithm.of(AlgorithmConfig.model_validate(PPO)), TrainerConfig())
     torch.manual_seed(0)
-    torch.nn.init.normal_(value.head.weight)
+    torch.nn.init.normal_(value.trunk.module.value_head.weight)
     return value
 
 
@@ -51,7 +51,7 @@ def test_the_value_is_that_of_the_state_before_the_token() -> None:
     for sample in data.samples:
         ids = torch.tensor([*sample.prompt.token_ids.tolist(), *sample.token_ids.tolist()])[None]
         hidden = subject.trunk.module.model(input_ids=ids).last_hidden_state[0]  # type: ignore[operator, union-attr]
-        expected = subject.head(hidden[len(sample.prompt.token_ids) - 1 : -1])[:, 0]
+        expected = subject.trunk.module.value_head(hidden[len(sample.prompt.token_ids) - 1 : -1])[:, 0]
         assert torch.allclose(got[at : at + len(sample)], expected, atol=1e-9)
         at += len(sample)
     assert float(got.abs().max()) > 0.1 and at == len(got)
@@ -108,9 +108,9 @@ def test_any_split_gives_the_same_value_model(budget: int) -> None:
         subject.update(make_batch(REWARDS))
         ends.append(subject._value.state_dict())  # type: ignore[union-attr]
     whole, split = ends
-    assert all(torch.allclose(whole["trunk"][name], split["trunk"][name], atol=1e-7) for name in whole["trunk"])
-    assert torch.allclose(whole["head"]["weight"], split["head"]["weight"], atol=1e-8)
-    assert float(whole["head"]["weight"].abs().max()) > 1e-3
+    assert all(torch.allclose(whole["weights"][name], split["weights"][name], atol=1e-7) for name in whole["weights"])
+    head = [end["weights"]["value_head.weight"] for end in ends]
+    assert torch.allclose(*head, atol=1e-8) and float(head[0].abs().max()) > 1e-3
 
 
 def test_finished_only_leaves_cut_responses_alone() -> None:
@@ -135,7 +135,7 @@ def test_state_round_trip_continues_bit_for_bit() -> None:
     assert rows[0]["value_loss"] == rows[1]["value_loss"] != rows[2]["value_loss"]
     assert rows[0]["optimizer_steps"] == 1 and rows[2]["optimizer_steps"] == 0
     a, b = one._value.state_dict(), two._value.state_dict()  # type: ignore[union-attr]
-    assert all(torch.equal(a["trunk"][name], b["trunk"][name]) for name in a["trunk"])
+    assert all(torch.equal(a["weights"][name], b["weights"][name]) for name in a["weights"])
 
 
 def test_a_state_without_value_model_is_refused() -> None:
@@ -154,12 +154,12 @@ def test_values_that_nothing_trains_are_refused() -> None:
 def test_a_value_model_that_breaks_is_named_or_skipped() -> None:
     broken = trainer()
     with torch.no_grad():
-        broken._value.head.bias.fill_(float("nan"))  # type: ignore[union-attr]
+        broken._value.trunk.module.value_head.bias.fill_(float("nan"))  # type: ignore[union-attr]
     with pytest.raises(ModelError, match="not finite"):
         broken.update(make_batch(REWARDS))
     skipping = trainer(algorithm={**PPO, "advantage": "group"}, nonfinite="skip")
     with torch.no_grad():
-        skipping._value.head.bias.fill_(float("nan"))  # type: ignore[union-attr]
+        skipping._value.trunk.module.value_head.bias.fill_(float("nan"))  # type: ignore[union-attr]
     assert values(skipping.update(make_batch(REWARDS)))["nonfinite_steps"] == 1
 
 

@@ -37,7 +37,7 @@ class Restarts:
                 where="limits.restarts",
                 got="; ".join(reason for _, reason in self._losses),
                 expected=f"at most {self._limit} restarts",
-                hint="`april train --resume FOLDER` goes on from the last step; does the engine run out of memory?",
+                hint="`april train --resume FOLDER` goes on from the last step; does it run out of memory?",
             )
         self.total += 1
         return now_s + self._pause_s * 2.0 ** (len(self._losses) - 1)
