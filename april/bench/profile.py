@@ -129,6 +129,7 @@ def timed_engine(timers: Timers) -> Iterator[None]:
     from april.engines.embedded import running, static_step
     from april.engines.embedded.memory import KvMemory
     from april.models.kv import KvBucket
+    from april.models.kv_rows import KvRows
     from april.models.kv_static import StaticRows
     from april.models.lean_decode import LeanDecoder
     from april.models.linear import FrozenLinear
@@ -140,6 +141,8 @@ def timed_engine(timers: Timers) -> Iterator[None]:
     ]
     places: list[tuple[Any, str, str]] = [
         *rows,
+        (KvRows, "attend", "attention products"),
+        (KvRows, "begin_step", "KV append"),
         (FrozenLinear, "__call__", "dense products"),
         (FrozenLinear, "added_to", "dense products"),
         (KvMemory, "promote", "KV rows grow"),

@@ -21,14 +21,24 @@ class KvBucket:
         num_layers, num_kv_heads, head_dim: sizes of the model.
         capacity: tokens a row can hold.
         dtype, device: of the memory.
+        clears: whether unwritten places are made zero; whoever never reads them can do without.
 
     Attributes:
         generation: changes whenever the memory moves.
     """
 
     def __init__(
-        self, num_layers: int, num_kv_heads: int, head_dim: int, capacity: int, dtype: torch.dtype, device: torch.device
+        self,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        clears: bool = True,
     ) -> None:
+        self._clears = clears
         self.num_layers, self.num_kv_heads, self.head_dim, self.capacity = num_layers, num_kv_heads, head_dim, capacity
         self.dtype, self.device = dtype, device
         self.size = self.rows = self.longest = self.generation = 0
@@ -53,7 +63,8 @@ class KvBucket:
         known = length if source is not None else 0
         if source is not None and length:
             self.data[:, :, row, :, :length] = source
-        self.data[:, :, row, :, known:].zero_()
+        if self._clears:
+            self.data[:, :, row, :, known:].zero_()
         return row
 
     def insert_rows(self, source: torch.Tensor, lengths: list[int]) -> int:
@@ -69,7 +80,8 @@ class KvBucket:
         first, longest = self.size, max(lengths)
         self.size += len(lengths)
         self.data[:, :, first : self.size, :, :longest] = source[..., :longest, :]
-        self.data[:, :, first : self.size, :, longest:].zero_()
+        if self._clears:
+            self.data[:, :, first : self.size, :, longest:].zero_()
         return first
 
     def remove(self, row: int, last_length: int) -> None:

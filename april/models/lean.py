@@ -33,6 +33,7 @@ class LeanShape:
     num_kv_heads: int
     head_dim: int
     hidden_size: int
+    mlp_size: int
     vocab_size: int
     max_positions: int
     rms_eps: float
@@ -162,6 +163,7 @@ def lean_shape(module: Any, *, adapters: bool = False) -> LeanShape | None:
         num_kv_heads=config.num_key_value_heads,
         head_dim=head_dim,
         hidden_size=config.hidden_size,
+        mlp_size=config.intermediate_size,
         vocab_size=module.lm_head.weight.shape[0],
         max_positions=config.max_position_embeddings,
         rms_eps=config.rms_norm_eps,

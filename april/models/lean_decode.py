@@ -13,6 +13,7 @@ from april.core.errors import ModelError
 from april.models.attention import PackedLayout, packed_causal_attention, packed_layout
 from april.models.kv import KvBucket
 from april.models.kv_draft import DraftStep
+from april.models.kv_rows import KvRows
 from april.models.kv_static import StaticRows
 from april.models.lean import LeanShape, lean_shape, rms_norm, rms_normed
 from april.models.linear import FrozenLinear
@@ -171,13 +172,17 @@ class LeanDecoder:
 
     def _phase(self, positions: torch.Tensor, longest: int) -> torch.Tensor:
         """exp(i angle) for each position, (n, 1, d / 2) complex; angles in float32 as in training."""
+        return self._phases_to(longest).index_select(0, positions)
+
+    def _phases_to(self, longest: int) -> torch.Tensor:
+        """The table of at least so many positions."""
         if longest > len(self._phases):
             size = max(longest, 2 * len(self._phases), 256)
             angle = torch.arange(size)[:, None].float() * self._inv_freq[None]
             wide = torch.float64 if self.dtype == torch.float64 else torch.float32
             cos, sin = (table.to(self.dtype).to(wide) for table in (angle.cos(), angle.sin()))
             self._phases = torch.complex(cos, sin).unsqueeze(1).to(self.device)
-        return self._phases.index_select(0, positions)
+        return self._phases
 
     def _heads(self, layer: _Layer, x: torch.Tensor, phase: torch.Tensor) -> torch.Tensor:
         """(n, H + 2 H_kv, d): rotated queries, rotated keys, values."""
@@ -210,19 +215,21 @@ class LeanDecoder:
         token_ids: torch.Tensor,
         positions: torch.Tensor,
         longest: int,
-        buckets: Sequence[KvBucket | DraftStep | StaticRows],
+        buckets: Sequence[KvBucket | DraftStep | StaticRows | KvRows],
     ) -> torch.Tensor:
         """One step: write the KV of n new tokens and return the logits that follow them.
 
         Args:
             token_ids, positions: int64 (n,), in the order of the buckets' rows.
             longest: largest position plus one.
-            buckets: occupied buckets, each with its step begun, or what stands in for them.
+            buckets: occupied buckets, each with its step begun, or what stands in for them; `KvRows` stands for all of them.
 
         Returns:
             (n, V).
         """
         x = self._embed.index_select(0, token_ids)
+        if isinstance(buckets[0], KvRows):
+            return self._decode_rows(x, longest, buckets[0])
         phase = self._phase(positions, longest)
         scale, num_heads, sizes = self.shape.head_dim**-0.5, self.shape.num_heads, [bucket.size for bucket in buckets]
         for index, layer in enumerate(self._layers):
@@ -234,6 +241,14 @@ class LeanDecoder:
                 outputs.append(bucket.attend(index, part[:, :num_heads], scale))
             x = self._finish(layer, x, outputs[0] if len(outputs) == 1 else torch.cat(outputs))
         return self._head(rms_norm(x, self._norm, self.shape.rms_eps))
+
+    def _decode_rows(self, x: torch.Tensor, longest: int, rows: KvRows) -> torch.Tensor:
+        eps = self.shape.rms_eps
+        rows.set_model(self._phases_to(longest), eps, self.shape.head_dim**-0.5)
+        for index, layer in enumerate(self._layers):
+            x = layer.out.added_to(x, rows.attend(index, layer.qkv(rows.rms_normed(x)), layer.qk_norm))
+            x = layer.down.added_to(x, rows.gated(layer.gate_up(rows.rms_normed(x))))
+        return self._head(rms_norm(x, self._norm, eps))
 
     @torch.inference_mode()
     def prefill(self, token_ids: torch.Tensor, lengths: Sequence[int], *, keep_kv: bool = True) -> PackedStates:

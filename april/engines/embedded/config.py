@@ -44,6 +44,10 @@ class EmbeddedConfig(Config):
     decode_chunk_steps: int = Field(
         1, ge=1, description="decode steps between two looks of the host; above 1 sampling and stops stay on the device"
     )
+    native: bool = Field(
+        True,
+        description="decode by compiled code where it serves (float32 on a CPU, lean forward, g++); built once, kept in a cache",
+    )
     cuda_graphs: bool = Field(
         False, description="replay captured decode steps; needs CUDA and the lean forward; this has not run on a GPU yet"
     )

@@ -10,10 +10,13 @@ import numpy.typing as npt
 import torch
 
 from april.core.routes import Routes
+from april.models.kernel import Kernel
 from april.models.kv import KvBucket
+from april.models.kv_rows import KvRows
 from april.models.lean_decode import LeanDecoder, PackedStates
 
 TokenRows = Sequence[npt.NDArray[np.int32]]
+Lengths = npt.NDArray[np.int64]
 
 
 class Prefilled(Protocol):
@@ -45,6 +48,10 @@ class Forward(Protocol):
         """Empty KV memory for rows of this capacity."""
         ...
 
+    def rows(self, buckets: Sequence[KvBucket], lengths: Lengths) -> Sequence[Any]:
+        """What `decode` takes for the occupied rows of these buckets, which hold so many tokens; good until memory moves."""
+        ...
+
     def check(self, weights: Mapping[str, Any]) -> None:
         """Raise `ModelError` for weights that `load` could not take."""
         ...
@@ -62,7 +69,7 @@ class Forward(Protocol):
         ...
 
     def decode(self, token_ids: torch.Tensor, positions: torch.Tensor, longest: int, buckets: Sequence[Any]) -> torch.Tensor:
-        """Write the KV of one new token a row and return logits (n, V)."""
+        """Write the KV of one new token a row and return logits (n, V); takes `rows`, or what stands in for buckets."""
         ...
 
     def response_logits(self, rows: TokenRows, starts: Sequence[int]) -> list[torch.Tensor]:
@@ -75,14 +82,27 @@ def packed_ids(rows: TokenRows, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(rows).astype(np.int64)).to(device)
 
 
+def bucket_rows(buckets: Sequence[KvBucket], lengths: Lengths) -> Sequence[KvBucket]:
+    """The buckets, told how many tokens their rows hold."""
+    ends = np.cumsum([bucket.size for bucket in buckets])
+    for bucket, part in zip(buckets, np.split(lengths, ends[:-1]), strict=True):
+        bucket.set_lengths(part.tolist())
+    return buckets
+
+
 class LeanForward:
-    """`LeanDecoder` as the engine wants it."""
+    """`LeanDecoder` as the engine wants it.
+
+    Args:
+        decoder: the model.
+        kernel: decodes all rows at once; without it they are decoded bucket by bucket.
+    """
 
     takes_drafts = True
     routes: Routes | None = None
 
-    def __init__(self, decoder: LeanDecoder) -> None:
-        self._decoder = decoder
+    def __init__(self, decoder: LeanDecoder, kernel: Kernel | None = None) -> None:
+        self._decoder, self._kernel = decoder, kernel
         self.dtype, self.device = decoder.dtype, decoder.device
         self.vocab_size, self.max_positions = decoder.shape.vocab_size, decoder.shape.max_positions
         self.decode = decoder.decode
@@ -90,7 +110,11 @@ class LeanForward:
 
     def bucket(self, capacity: int) -> KvBucket:
         shape = self._decoder.shape
-        return KvBucket(shape.num_layers, shape.num_kv_heads, shape.head_dim, capacity, self.dtype, self.device)
+        sizes = shape.num_layers, shape.num_kv_heads, shape.head_dim, capacity
+        return KvBucket(*sizes, self.dtype, self.device, clears=self._kernel is None)
+
+    def rows(self, buckets: Sequence[KvBucket], lengths: Lengths) -> Sequence[KvBucket | KvRows]:
+        return bucket_rows(buckets, lengths) if self._kernel is None else [KvRows(self._kernel, buckets, lengths)]
 
     def fix_addresses(self, longest_tokens: int) -> None:
         """From now on weights are loaded into the tensors that hold them, and rows so long need no new tables."""

@@ -190,11 +190,5 @@ class KvMemory:
         return np.array(list(chain.from_iterable(slots for _, slots in sorted(self._slots.items()))), np.int64)
 
     def buckets(self) -> list[KvBucket]:
-        """Occupied buckets in ascending capacity, told how long their rows are."""
-        ready = []
-        for capacity in sorted(self._buckets):
-            bucket, slots = self._buckets[capacity], self._slots[capacity]
-            if slots:
-                bucket.set_lengths(self.num_tokens[slots].tolist())
-                ready.append(bucket)
-        return ready
+        """Occupied buckets in ascending capacity."""
+        return [bucket for _, bucket in sorted(self._buckets.items()) if bucket.size]

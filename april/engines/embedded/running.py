@@ -201,6 +201,7 @@ class RunningBatch:
         self._order = slots = self._memory.order()
         device = self._forward.device
         self._buckets: list[KvBucket] = self._memory.buckets()
+        self._rows = self._forward.rows(self._buckets, self._memory.num_tokens[slots])
         self._tokens = torch.from_numpy(self._table.last_token[slots]).to(device)
         self._positions = torch.from_numpy(self._memory.num_tokens[slots]).to(device)
         self._specs = self._spec_batch(slots)
@@ -220,10 +221,10 @@ class RunningBatch:
         return self._plain_step(slots) if feed is None else self._draft_step(slots, feed)
 
     def _plain_step(self, slots: Ints) -> Emitted:
-        for bucket in self._buckets:
-            bucket.begin_step()
-        longest = max(bucket.longest for bucket in self._buckets)
-        logits = self._forward.decode(self._tokens, self._positions, longest, self._buckets)
+        for rows in self._rows:
+            rows.begin_step()
+        longest = max(rows.longest for rows in self._rows)
+        logits = self._forward.decode(self._tokens, self._positions, longest, self._rows)
         drawn = draw(logits, self._specs, self._next_uniforms(slots))
         self._tokens = drawn.tokens
         self._positions += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from april.engines.embedded.chunks import ChunkDecoder, cuda_graph_capture
 from april.engines.embedded.config import EmbeddedConfig
 from april.engines.embedded.forward import Forward, LeanForward
 from april.engines.embedded.transformers_forward import transformers_forward
+from april.models.kernel import LANES, Kernel, kernel
 from april.models.lean_decode import LeanDecoder
 
 
@@ -23,7 +25,7 @@ def make_forward(module: Any, config: EmbeddedConfig) -> Forward:
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
     decoder = LeanDecoder.from_module(module, dtype) if config.forward != "transformers" and not config.record_routes else None
     if decoder is not None:
-        return LeanForward(decoder)
+        return LeanForward(decoder, _kernel(decoder, config))
     if config.forward == "lean":
         raise ModelError(
             "the lean forward does not know this architecture",
@@ -35,6 +37,21 @@ def make_forward(module: Any, config: EmbeddedConfig) -> Forward:
     if config.record_routes:
         forward.record_routes()
     return forward
+
+
+def _kernel(decoder: LeanDecoder, config: EmbeddedConfig) -> Kernel | None:
+    """The compiled kernel where it serves the model and the options; warns where it would and cannot be built."""
+    shape, plain = decoder.shape, not (config.max_draft_tokens or config.decode_chunk_steps > 1 or config.cuda_graphs)
+    fits = all(size % LANES == 0 for size in (shape.head_dim, shape.hidden_size, shape.mlp_size))
+    if not (config.native and plain and fits and decoder.device.type == "cpu" and decoder.dtype == torch.float32):
+        return None
+    try:
+        return kernel(shape.head_dim, shape.num_heads // shape.num_kv_heads)
+    except ModelError as error:
+        why = " ".join(str(error).split())
+        text = f"decoding on torch's operators, which is slower: {why}; engine.native = false says that this is meant"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+        return None
 
 
 def make_chunks(forward: Forward, config: EmbeddedConfig, longest_tokens: int) -> ChunkDecoder | None:

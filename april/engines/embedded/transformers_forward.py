@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 from april.core.errors import ModelError
 from april.core.routes import Routes
-from april.engines.embedded.forward import TokenRows
+from april.engines.embedded.forward import Lengths, TokenRows, bucket_rows
 from april.models.attention import group_lengths
 from april.models.kv import KvBucket
 from april.models.parameters import check_weights, parameter_shapes
@@ -58,6 +58,9 @@ class TransformersForward:
 
     def bucket(self, capacity: int) -> KvBucket:
         return KvBucket(1, 1, 1, capacity, torch.float64, self.device)
+
+    def rows(self, buckets: Sequence[KvBucket], lengths: Lengths) -> Sequence[KvBucket]:
+        return bucket_rows(buckets, lengths)
 
     def check(self, weights: Mapping[str, Any]) -> None:
         check_weights(weights, parameter_shapes(self.module))
