@@ -104,7 +104,7 @@ def _april(cases: Sequence[Json]) -> str:
                 "" if foreign is None else f"{foreign:.1%}",
             ]
         )
-    header = ("April", "new tokens", "ms/step", "prompt tokens/s", "peak MiB", "outside torch", "machine used by others")
+    header = ("April", "new tokens", "ms/step", "prompt tokens/s", "peak MiB", "outside operators", "machine used by others")
     return rows_of(header, rows)
 
 

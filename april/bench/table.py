@@ -110,7 +110,7 @@ def _probes(cases: Sequence[Json], threads: int) -> str:
         "1024 x 1024, GFLOP/s",
         "copy, GB/s",
         "April's step, ms",
-        "outside torch",
+        "outside operators",
     )
     rows = [
         [
