@@ -160,8 +160,9 @@ class KvMemory:
             self._row[last] = row
 
     def promote(self, slots: Sequence[int]) -> None:
-        """Move full rows into their next classes, those of one class together."""
-        for capacity in sorted({int(self.capacity[slot]) for slot in slots}):
+        """Move rows into their next classes, those of one class together; the longest first, so that each class has room for
+        those that come from the one below."""
+        for capacity in sorted({int(self.capacity[slot]) for slot in slots}, reverse=True):
             self._promote_class(capacity, [slot for slot in slots if self.capacity[slot] == capacity])
 
     def _promote_class(self, capacity: int, slots: list[int]) -> None:

@@ -25,6 +25,7 @@ from april.models.kv import KvBucket
 from april.models.kv_draft import DraftStep
 
 _UNIFORMS_STEPS = 16
+_GROW_STEPS = 8
 
 
 class RunningBatch:
@@ -165,7 +166,7 @@ class RunningBatch:
         return growing
 
     def _growing_soon(self, num_steps: int) -> Ints:
-        """Slots that would be full within a chunk of steps, where the budget lets all of them grow; else the full ones."""
+        """Slots that would be full within so many steps, where the budget lets all of them grow; else the full ones."""
         slots = self._sync_order()
         needed = self._memory.num_tokens[slots] + np.minimum(num_steps, self._table.unsampled(slots))
         soon: Ints = slots[needed > self._memory.capacity[slots]]
@@ -187,8 +188,10 @@ class RunningBatch:
         return [slots[index] for index in choose_preempted(serials, reserved, growth, self._budget_tokens)]
 
     def grow(self) -> None:
-        """Move full rows into their next class."""
-        growing = (self._growing() if self._chunks is None else self._growing_soon(self._chunks.num_steps)).tolist()
+        """Move full rows into their next class, and with them those that will be full soon: rows are moved together."""
+        if self._chunks is None and not len(self._growing()):
+            return
+        growing = self._growing_soon(_GROW_STEPS if self._chunks is None else self._chunks.num_steps).tolist()
         if growing:
             self._memory.promote(growing)
             self._changed = True

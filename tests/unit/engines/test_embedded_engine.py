@@ -22,6 +22,7 @@ from april.core.sample import Sample
 from april.core.sampling import SamplingSpec
 from april.engines.embedded.config import EmbeddedConfig
 from april.engines.embedded.engine import EmbeddedEngine
+from april.engines.embedded.memory import KvMemory
 from april.engines.embedded.transformers_forward import CachedTransformersForward, transformers_forward
 from april.models.kv import KvBucket
 from april.testing.engine_run import EngineRun, cut, same_tokens
@@ -165,6 +166,34 @@ def test_kv_memory_is_bounded_and_overflow_preempts() -> None:
         assert memory.reserved_tokens <= memory.allocated_tokens <= 300
     assert run.engine.load().preemptions > 0 and most > 200
     same_tokens(run.results(samples), _finish(_run(), samples), 1e-7)
+
+
+@pytest.mark.parametrize(("kv_tokens", "together"), [(4096, 3), (3 * 96 - 10, 1)])
+def test_rows_that_are_full_soon_grow_with_those_that_are_where_there_is_room(
+    kv_tokens: int, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[list[int]] = []
+    promote = KvMemory.promote
+    monkeypatch.setattr(KvMemory, "promote", lambda memory, slots: (moved.append(list(slots)), promote(memory, slots))[1])
+    samples = [sample for size in (6, 9, 12) for sample in _samples(1, 1, num_prompt=size, max_new_tokens=70 - size)]
+    samples = [replace(sample, id=GroupId(index, 0, "p0").member(0)) for index, sample in enumerate(samples)]
+    run = _run(kv_tokens=kv_tokens, share_prefix=False)
+    run.submit(samples)
+    run.drain()
+    assert len(moved[0]) == together
+    same_tokens(run.results(samples), _finish(_run(), samples), 1e-7)
+
+
+def test_rows_that_end_before_they_are_full_do_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[int] = []
+    promote = KvMemory.promote
+    monkeypatch.setattr(KvMemory, "promote", lambda memory, slots: (moved.extend(slots), promote(memory, slots))[1])
+    long, short = _samples(2, 1, max_new_tokens=70)
+    short = replace(short, spec=replace(short.spec, max_new_tokens=56))  # 6 + 56 = 62 of 64
+    run = _run()
+    run.submit([long, short])
+    run.drain()
+    assert moved == [0]
 
 
 def test_the_oldest_keep_their_kv() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
+import shutil
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -157,21 +160,38 @@ def run_ranks(count: int, folder: Path) -> dict[str, Any]:
         torch.set_num_threads(1)
         serve(0, 1, folder)
     else:
-        context = multiprocessing.get_context("spawn")
-        processes = [context.Process(target=serve, args=(rank, count, folder), daemon=True) for rank in range(count)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(300)
-        codes = [process.exitcode for process in processes]
+        # Once in many runs gloo dies of a signal, with the process; a run starts its ranks again then, and so do we, once.
+        codes = _ended(count, folder)
+        if any(code is not None and code < 0 for code in codes):
+            warnings.warn(f"ranks ended with {codes}, and are started again", RuntimeWarning, stacklevel=2)
+            codes = _ended(count, folder)
         if codes != [0] * count:
             raise RuntimeError(f"ranks ended with {codes}")
     found: dict[str, Any] = torch.load(folder / f"found-{count}.pt", weights_only=False)
     return found
 
 
+def _ended(count: int, folder: Path) -> list[int | None]:
+    """Exit codes of the processes of all ranks; None of one that did not end in time."""
+    context = multiprocessing.get_context("spawn")
+    (folder / f"store-{count}").unlink(missing_ok=True)
+    for left in folder.glob(f"*/checkpoint-{count}"):
+        shutil.rmtree(left)
+    processes = [context.Process(target=serve, args=(rank, count, folder), daemon=True) for rank in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+        process.join()
+    return codes
+
+
 def serve(rank: int, count: int, folder: Path) -> None:
     """One rank: all cases, then checkpoints written and read."""
+    faulthandler.enable()
     torch.set_num_threads(1)
     ranks = Ranks.join(rank, count, f"file://{folder / f'store-{count}'}", timeout_s=120)
     names = QUICK if count == 1 else tuple(CASES)
