@@ -71,6 +71,8 @@ def _payloads(data: bytes, where: str, torn_tail: bool) -> Iterator[tuple[int, b
     """The end and the payload of every whole frame."""
     at = 0
     while at < len(data):
+        if torn_tail and not any(data[at : at + _FRAME.size]) and not any(data[at:]):
+            return  # a file that grew, and whose last pages did not reach the disk
         start = at + _FRAME.size
         cut = start > len(data)
         if not cut:

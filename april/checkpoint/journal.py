@@ -41,8 +41,10 @@ class Journal:
     def flush(self, fsync: bool = False) -> None:
         """Hand everything to the operating system; with `fsync`, to the disk."""
         if self._pending:
-            self._file.write(b"".join(self._pending))
+            left = memoryview(b"".join(self._pending))
             self._pending.clear()
+            while left:  # a write may take a part only
+                left = left[self._file.write(left) :]
         if fsync:
             os.fsync(self._file.fileno())
 

@@ -231,6 +231,8 @@ def check(
         baseline.parent.mkdir(parents=True, exist_ok=True)
         baseline.write_text(json.dumps(make_baseline(measured, tolerance, floors), indent=1) + "\n")
         print(f"wrote {baseline}", file=sys.stderr)
+        if as_json:
+            emit({"baseline": str(baseline)})
         return
     findings = check_results(read_json(baseline, "the baseline"), measured)
     worse = [finding for finding in findings if finding.verdict == "regression"]

@@ -13,8 +13,9 @@ from typing import Any
 
 from april.cli.output import emit, print_table
 from april.config.comparison import Comparison
-from april.core.errors import CheckpointError
+from april.core.errors import CheckpointError, RecipeError
 from april.core.template import literal
+from april.observe.status import read_status
 
 SHOWN = (
     "accuracy_before",
@@ -67,8 +68,11 @@ def compare_command(
     folders: Folders = {
         name: [out / f"{_file_name(name)}-seed{seed}" for seed in range(comparison.seeds)] for name in comparison.arms
     }
+    _check_apart(folders)
     _check_finished(comparison, overlays, folders)
     if code := _run_all(list(_commands(comparison, overlays, folders)), jobs, quiet or as_json):
+        if as_json:
+            emit({"error": {"what": "a run of the comparison failed", "got": f"exit code {code}", "next": "see standard error"}})
         sys.exit(code)
     payload = write_results(recipe, comparison, folders, out, jobs)
     if as_json:
@@ -116,6 +120,21 @@ def _commands(comparison: Comparison, overlays: list[str], folders: Folders) -> 
     laid_over = [part for overlay in overlays for part in ("--overlay", overlay)]
     for folder, own in _runs(comparison, folders):
         yield folder, [sys.executable, "-m", "april", "train", comparison.recipe, *own, "--overwrite", *laid_over]
+
+
+def _check_apart(folders: Folders) -> None:
+    """Every arm has folders of its own.
+
+    Raises:
+        RecipeError: names of arms differ only in what no folder can be called.
+    """
+    owner: dict[Path, str] = {}
+    for name, group in folders.items():
+        for folder in group:
+            if owner.setdefault(folder, name) != name:
+                got = f"{owner[folder]!r} and {name!r}, both {folder.name}"
+                hint = "rename one of them: letters, digits, dots, - and _ stay in the name of a folder"
+                raise RecipeError("two arms would share a folder", where="arms", got=got, expected="other names", hint=hint)
 
 
 def _check_finished(comparison: Comparison, overlays: list[str], folders: Folders) -> None:
@@ -166,9 +185,7 @@ def _run(command: list[str], folder: Path, quiet: bool) -> int:
 
 def _finished(folder: Path) -> bool:
     """Whether a run came to its end; one that was interrupted has a summary, too."""
-    if not (folder / "summary.json").exists():
-        return False
-    return bool(json.loads((folder / "status.json").read_text())["state"] == "finished")
+    return (folder / "summary.json").exists() and read_status(folder)["state"] == "finished"
 
 
 def write_results(name: str, comparison: Comparison, folders: Folders, out: Path, jobs: int) -> dict[str, Any]:

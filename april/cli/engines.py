@@ -35,6 +35,13 @@ def engines_command(folder: Path, add: int, remove: Sequence[str], finish: bool,
         raise DataError(
             "nothing is asked for", where="--add, --remove", got="neither --add nor --remove", expected="one of them", hint=hint
         )
+    if finish and not remove:
+        what = "there is nobody to finish"
+        raise DataError(what, where="--finish", got="no --remove", hint="name the engine that is to leave with --remove")
+    if add + len(known) <= len(set(remove)):
+        raise DataError(
+            "the last engine cannot leave", where="--remove", got=", ".join(remove), hint="add another one with --add"
+        )
     request = ask(folder, {"add": add, "remove": list(remove), "finish": finish})
     if as_json:
         emit({"request": str(request), "engines": known})

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -85,8 +86,10 @@ class DiskWeights(Transfers):
         return sorted((one for one in found if one.session == self.session), key=lambda one: one.version)
 
     def holds(self, version: Version) -> bool:
-        """Whether the version's manifest is there."""
-        return self._manifest(version) is not None
+        """Whether the version's manifest is there, and can be read: a damaged one was left by another session."""
+        with suppress(DataError):
+            return self._manifest(version) is not None
+        return False
 
     def passed(self, version: Version) -> bool:
         """Whether there are newer versions, and this one is not kept any more."""
@@ -113,7 +116,7 @@ class DiskWeights(Transfers):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             num_bytes = self._write(weights, version)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise ResourceError(
                 "new weights could not be written",
                 where=str(self.folder),
@@ -273,8 +276,8 @@ class DiskWeights(Transfers):
     def close(self) -> None:
         """Remove the files: the checkpoints have the weights."""
         if self.folder.is_dir():
-            self._remove_others([])
             with suppress(OSError):
+                self._remove_others([])
                 self.folder.rmdir()
 
 

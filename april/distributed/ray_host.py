@@ -158,4 +158,5 @@ def end_process(pid: int) -> None:
                 return  # the number belongs to another process by now
     except OSError:
         return
-    os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+        os.kill(pid, signal.SIGKILL)

@@ -45,6 +45,7 @@ class _Open:
     sample: Sample
     since_s: float
     segments: list[Segment] = field(default_factory=list)
+    aborted: bool = False
 
     def continued(self) -> Sample:
         sample = self.sample
@@ -171,6 +172,9 @@ class RemoteEngine:
             raise error or _not_started(self.name, told)
         if self._limits.on_engine_loss == "fail":
             raise error or ProcessError(told, where="limits.on_engine_loss", got=f"{len(self._open)} samples in it", hint=_RESUME)
+        for sample in [sample for sample, entry in self._open.items() if entry.aborted]:
+            del self._open[sample]  # it was not to go on
+            self._outbox.append(Parked(now_s, sample, None))
         if self._limits.on_engine_loss != "retry":
             self._outbox += [Broken(now_s, sample, told) for sample in self._open]
             self._open.clear()
@@ -276,6 +280,8 @@ class RemoteEngine:
         """Stop these samples; ids that are not here are ignored."""
         wanted = [id for id in (self._open if ids is None else ids) if id in self._open]
         if self._child is not None:
+            for id in wanted:
+                self._open[id].aborted = True
             self._send("abort", wanted)
             return
         for id in wanted:  # there is no process: nothing more will come of them

@@ -111,7 +111,7 @@ class RemoteTrainer:
         self._child, self._up = self._spawn(), False
         self._since_s = self._clock.now()
         self._due_s = self._since_s + self._limits.start_s
-        if self._was_up:
+        if self._was_up and self._task != "load":  # what is loaded takes the place of whatever there was
             self._retracing = True
             self._child.channel.send(("retrace", self._newest(), list(self._past), self.version))
 

@@ -78,7 +78,11 @@ class TensorFile:
         if {key: found.get(key) for key in wanted} != wanted:
             raise self.damaged(name, entry, str(wanted))
         tensor = torch.empty(shape, dtype=dtype)
-        begin, end = found["data_offsets"]
+        match found.get("data_offsets"):
+            case [int(begin), int(end)] if 0 <= begin <= end:
+                pass
+            case other:
+                raise self.damaged(name, f"data_offsets {other}", "two numbers")
         if end - begin != math.prod(shape) * tensor.element_size():
             raise self.damaged(name, f"{end - begin} bytes", f"{math.prod(shape) * tensor.element_size()} bytes")
         self._fill(name, tensor, self._start + begin)

@@ -205,7 +205,7 @@ class MergedWeights(Mapping[str, Tensor]):
         adapters: as published.
 
     Raises:
-        ModelError: an adapter of a layer that the base lacks.
+        ModelError: an adapter of a layer that the base lacks or that has another shape, or one without all its parts.
     """
 
     def __init__(self, base: Mapping[str, Tensor], adapters: Mapping[str, Tensor]) -> None:
@@ -215,6 +215,20 @@ class MergedWeights(Mapping[str, Tensor]):
         if unknown:
             raise ModelError(
                 "an adapter is of a layer that the base lacks", where="adapters", got=unknown[0], hint=nearest(unknown[0], base)
+            )
+        for name in sorted(self._merged):
+            self._check(name, tuple(base[name].shape))
+
+    def _check(self, name: str, expected: tuple[int, ...]) -> None:
+        layer = name.removesuffix(".weight")
+        missing = [part for part in (_A, _B, _SCALING) if layer + part not in self._adapters]
+        if missing:
+            raise ModelError("an adapter is not whole", where="adapters", got=f"{layer} without {missing[0]}")
+        a, b = self._adapters[layer + _A], self._adapters[layer + _B]
+        if (b.shape[0], a.shape[1]) != expected or a.shape[0] != b.shape[1]:
+            got = f"{layer}: A {tuple(a.shape)}, B {tuple(b.shape)}"
+            raise ModelError(
+                "an adapter is of a layer of another shape", where="adapters", got=got, expected=f"weight {expected}"
             )
 
     def __getitem__(self, name: str) -> Tensor:

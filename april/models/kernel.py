@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -70,29 +71,38 @@ def kernel(head_dim: int, group: int) -> Kernel:
     Raises:
         ModelError: there is no compiler, or it fails; says why.
     """
-    compiler = os.environ.get("CXX") or shutil.which("g++")
-    if compiler is None:
+    compiler = shlex.split(os.environ.get("CXX") or "") or [shutil.which("g++") or ""]
+    if not compiler[0]:
         raise ModelError("no C++ compiler", where="g++", hint="install g++, or name one by CXX")
     source = resources.files("april.models").joinpath(_SOURCE).read_bytes()
     flags = [*_FLAGS, f"-DHEAD_DIM={head_dim}", f"-DGROUP={group}"]
-    key = hashlib.sha256(source + "\n".join([*flags, _output([compiler, "--version"]), _processor()]).encode()).hexdigest()
+    key = hashlib.sha256(source + "\n".join([*flags, _output([*compiler, "--version"]), _processor()]).encode()).hexdigest()
     path = cache_folder() / f"decode-{head_dim}-{group}-{key[:16]}.so"
-    if not path.is_file():
-        _build([compiler, *flags], source, path)
+    _build([*compiler, *flags], source, path)
     try:
         return Kernel(ctypes.CDLL(str(path)))
     except OSError as error:
-        raise ModelError("a compiled kernel does not load", where=str(path), got=str(error), hint="remove the file") from error
+        hint = "remove the file, or set XDG_CACHE_HOME"
+        raise ModelError("a compiled kernel does not load", where=str(path), got=str(error), hint=hint) from error
 
 
 def cache_folder() -> Path:
-    """Where built kernels are kept: `april` in `XDG_CACHE_HOME`, by default in `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "april"
+    """Where built kernels are kept: `april` in `XDG_CACHE_HOME`, by default in `~/.cache`.
+
+    Raises:
+        ModelError: this user has no home folder.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "april"
+    except RuntimeError as error:
+        raise ModelError("a kernel cannot be kept", got=str(error), hint="set XDG_CACHE_HOME") from error
 
 
 def _build(command: list[str], source: bytes, path: Path) -> None:
-    """Compile beside the place and move there, so that processes that start together do not see half a file."""
+    """Unless it is there, compile beside the place and move there: processes that start together do not see half a file."""
     try:
+        if path.is_file():
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             text, built = Path(folder) / _SOURCE, Path(folder) / path.name
@@ -119,4 +129,5 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line for line in lines if line.startswith("flags")), "") + platform.machine()
+    told = ("flags", "Features", "CPU part")  # the first on x86, the others on Arm
+    return "\n".join(sorted({line for line in lines if line.startswith(told)})) + platform.machine()

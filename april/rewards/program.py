@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,7 +16,9 @@ from april.core.sample import Sample
 from april.rewards.base import Verifier
 from april.rewards.program_run import run_tests
 
-CODE = r"(?s)```(?:python|py)?[ \t]*\n(.*?)```"
+BLOCK = "block"
+FENCED = re.compile(r"(?s)```([^\n`]*)\n(.*?)```")
+PYTHON = ("python", "python3", "py")
 NO_PROGRAM = Reward(0.0, False, {"answered": 0.0, "compiled": 0.0, "ran": 0.0, "passed": 0.0})
 
 
@@ -23,7 +26,11 @@ class ProgramReward(Config):
     """Runs the response's Python program on the item's tests: 1 when all of them hold, else 0."""
 
     type: Literal["program"] = "program"
-    code_pattern: str | None = Field(CODE, description="Regular expression that finds the program in a response (last match).")
+    code_pattern: str | None = Field(
+        BLOCK,
+        description='Regular expression that finds the program in a response (last match); "block": the last fenced block of '
+        "Python, or of no language where there is none.",
+    )
     timeout_s: float = Field(
         4.0, gt=0, description="Of all tests together; a program that takes longer has stopped. Below scoring.timeout_s."
     )
@@ -51,14 +58,14 @@ class Program:
     See `program_run` for the limits that it runs under, and for what they are not.
     """
 
-    code_pattern: str | None = CODE
+    code_pattern: str | None = BLOCK
     timeout_s: float = 4.0
     memory_bytes: int = 1 << 30
     repeats: int = 1
     partial_credit: bool = False
 
     def __call__(self, text: str, sample: Sample, item: Mapping[str, Any]) -> Reward:
-        source = last_match(text, self.code_pattern)
+        source = last_block(text) if self.code_pattern == BLOCK else last_match(text, self.code_pattern)
         if source is None:
             return NO_PROGRAM
         run = run_tests(
@@ -69,3 +76,13 @@ class Program:
         if correct:
             parts["time_s"] = run.time_s
         return Reward(run.passed if self.partial_credit else float(correct), correct, parts)
+
+
+def last_block(text: str) -> str | None:
+    """The last fenced block of Python, else the last one of no language; None without either."""
+    blocks = [(match[1].strip().lower(), match[2].strip()) for match in FENCED.finditer(text)]
+    for tags in (PYTHON, ("",)):
+        found = [body for tag, body in blocks if tag in tags]
+        if found:
+            return found[-1]
+    return None

@@ -27,6 +27,7 @@ def main(job_fd: int, report_fd: int) -> None:
     def report(**facts: Any) -> None:
         os.write(report_fd, (json.dumps(facts) + "\n").encode())
 
+    report(started=True)
     try:
         program = compile(job["source"], "program.py", "exec")
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
@@ -41,8 +42,10 @@ def main(job_fd: int, report_fd: int) -> None:
 
 def outcome(program: types.CodeType, test: str | None) -> tuple[bool, bool]:
     """(the program came to its end, its test holds); without a test the end is all that is asked for."""
-    module = types.ModuleType("__main__")
-    sys.modules["__main__"] = module
+    # A test asks for what the program defines; what it does as a script is none of the test's business.
+    module = types.ModuleType("__main__" if test is None else "program")
+    sys.modules[module.__name__] = module
+    sys.argv[:] = ["program.py"]
     try:
         exec(program, module.__dict__)
         sys.stdout.flush()

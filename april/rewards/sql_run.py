@@ -6,10 +6,13 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
-STEPS_A_CALL = 1000
-"""Steps of SQLite's virtual machine between two looks at the bound."""
-MAX_VALUE_BYTES = 1_000_000
+STEPS_A_CALL = 100
+"""Steps of SQLite's virtual machine between two looks at the bound; one step may work on whole values."""
+MAX_VALUE_BYTES = 65_536
 """Of one text or blob, and of a query."""
+MAX_COLUMNS = 100
+MAX_RESULT_BYTES = 1 << 24
+"""Of all texts and blobs of a result."""
 READS = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
 
 
@@ -45,6 +48,7 @@ class Database:
     def __init__(self, schema: str, max_steps: int, max_rows: int) -> None:
         self._max_steps, self._max_rows = max_steps, max_rows
         self._steps = 0
+        self._raised: BaseException | None = None
         self._read: set[str] = set()
         self._connection = sqlite3.connect(":memory:", isolation_level=None, cached_statements=0)
         try:
@@ -54,6 +58,7 @@ class Database:
             raise ValueError(f"the item's schema does not run: {error}") from error
         self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
         self._connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, MAX_VALUE_BYTES)
+        self._connection.setlimit(sqlite3.SQLITE_LIMIT_COLUMN, MAX_COLUMNS)
         self._connection.set_authorizer(self._authorise)
         self._connection.set_progress_handler(self._count, STEPS_A_CALL)
 
@@ -69,13 +74,21 @@ class Database:
         self._read.clear()
         try:
             cursor = self._connection.execute(query)
-            rows = cursor.fetchmany(self._max_rows + 1)
+            rows: list[tuple[Any, ...]] = []
+            num_bytes = 0
+            for row in cursor:
+                num_bytes += sum(len(value) for value in row if isinstance(value, str | bytes))
+                if num_bytes > MAX_RESULT_BYTES:
+                    return Result(None, error=f"more than {MAX_RESULT_BYTES} bytes")
+                if len(rows) == self._max_rows:
+                    return Result(None, error=f"more than {self._max_rows} rows")
+                rows.append(row)
         except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError) as error:
+            if self._raised is not None:
+                raise self._raised from None
             return Result(None, error=str(error))
         if cursor.description is None:
             return Result(None, error="no query")
-        if len(rows) > self._max_rows:
-            return Result(None, error=f"more than {self._max_rows} rows")
         return Result(rows, len(cursor.description), frozenset(self._read))
 
     def _authorise(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
@@ -87,5 +100,9 @@ class Database:
         return sqlite3.SQLITE_OK
 
     def _count(self) -> bool:
-        self._steps += STEPS_A_CALL
-        return self._steps > self._max_steps
+        try:
+            self._steps += STEPS_A_CALL
+            return self._steps > self._max_steps
+        except BaseException as error:  # a deadline's signal comes here, and SQLite would make an error of the query out of it
+            self._raised = error
+            return True

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from april.config.recipe import Recipe
 from april.core.clock import WallClock
-from april.core.errors import AprilError, EngineError, ProcessError, RecipeError
+from april.core.errors import AprilError, ProcessError, RecipeError
 from april.distributed.remote_engine import RemoteEngine
 from april.distributed.transport import WeightTransport
 from april.engines.pool import EnginePool
@@ -76,13 +76,13 @@ class ElasticEngines:
 
     def turn(self) -> None:
         """Between two steps: do what was asked, take in engines that are loaded, give the places of others back."""
-        for request in take(self._parts.folder):
+        for request in take(self._parts.folder, self._note):
             try:
                 for _ in range(request["add"]):
                     self.add()
                 for name in request["remove"]:
                     self.remove(name, finish=request["finish"])
-            except AprilError as error:
+            except (AprilError, OSError) as error:
                 self._note(f"not done: {_in_one_line(error)}")
         for name in list(self.loading):
             self._look_at(name)
@@ -124,7 +124,7 @@ class ElasticEngines:
                 return
             version = self._parts.driver.version
             self._pool.join(name, engine, self._transport.view(version) if self._transport.holds(version) else None)
-        except (ProcessError, EngineError) as error:
+        except (AprilError, OSError) as error:
             self._note(f"engine {name} does not join: {_in_one_line(error)}")
             engine.close()
         else:
@@ -154,5 +154,7 @@ def check_elastic(recipe: Recipe) -> None:
             )
 
 
-def _in_one_line(error: AprilError) -> str:
+def _in_one_line(error: Exception) -> str:
+    if not isinstance(error, AprilError):
+        return str(error).splitlines()[0]
     return error.what if error.got is None else f"{error.what} ({str(error.got).splitlines()[0]})"

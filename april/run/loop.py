@@ -152,8 +152,8 @@ class Run:
 
     def run(self) -> Result:
         """Train to the last step, or until asked to stop; no process of the run is left behind."""
-        self.status.write()
         try:
+            self.status.write()
             result = self._run()
             self.status.write("interrupted" if result.interrupted else "finished")
             return result

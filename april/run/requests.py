@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,31 @@ def ask(run: Path, request: dict[str, Any]) -> Path:
     return spare.replace(path)
 
 
-def take(run: Path) -> list[dict[str, Any]]:
-    """The requests for a run, the first one first; each is given once."""
+def take(run: Path, note: Callable[[str], None] = lambda _text: None) -> list[dict[str, Any]]:
+    """The requests for a run, the first one first; each is given once.
+
+    Args:
+        run: its folder.
+        note: told of files that hold no request; a run does not end for them.
+    """
     found = []
     for path in sorted((run / _FOLDER).glob("*.json")):
-        found.append(json.loads(path.read_text()))
-        path.unlink()
+        try:
+            found.append(_checked(json.loads(path.read_text())))
+        except (OSError, ValueError) as error:
+            note(f"not a request: {path} ({error})")
+        with suppress(OSError):
+            path.unlink()
     return found
+
+
+def _checked(request: Any) -> dict[str, Any]:
+    """A request as `ask` writes it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    kinds = {"add": int, "remove": list, "finish": bool}
+    if not isinstance(request, dict) or {name: type(value) for name, value in request.items()} != kinds:
+        raise ValueError(f"expected a number to add, names to remove, and whether they finish; got {str(request)[:100]}")
+    return request

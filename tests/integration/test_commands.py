@@ -243,3 +243,12 @@ def test_compare_begins_no_run_after_one_that_fails(call: Call, tmp_path: Path, 
     called = call("compare", *tiny(tmp_path / "unused"), "--out", tmp_path / "both{x}")
     assert called.code == 7 and len(begun) == 1
     assert f'out="{tmp_path}/both{{{{x}}}}/april-seed0"' in begun[0], "a folder's braces are no gaps to be filled"
+    told = call("compare", *tiny(tmp_path / "unused"), "--out", tmp_path / "both", "--json")
+    assert told.code == 7 and told.json["error"]["got"] == "exit code 7"
+
+
+def test_arms_that_would_share_a_folder_are_refused(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("april.cli.compare.subprocess.run", lambda *_, **__: pytest.fail("nothing is begun"))
+    arms = tmp_path / "arms.toml"
+    arms.write_text('recipe = "quickstart"\nbaseline = "lag<1"\n[arms]\n"lag<1" = []\n"lag>1" = ["schedule.max_lag_steps=4"]\n')
+    check_one_screen(call("compare", arms, "--out", tmp_path / "out"), "two arms would share a folder", "'lag<1' and 'lag>1'")

@@ -161,7 +161,7 @@ def speed_ladder(
         (N,).
     """
     correct = tokens.layout.first(tokens["correct"]) > 0.5
-    taken, reference = of_samples(tokens, time, default=0.0), of_samples(tokens, reference_time)
+    taken, reference = of_samples(tokens, time, default=0.0, needed=correct), of_samples(tokens, reference_time)
     ratio = (reference / taken.clamp(min=1e-6)).clamp(max=cap)
     reward = torch.full_like(ratio, failed)
     reward = torch.where(of_samples(tokens, ran, default=1.0) > 0.5, reward, torch.full_like(ratio, runtime_error))
@@ -204,7 +204,8 @@ def improvement(
     right_before, longest = of_samples(tokens, baseline_passes), torch.full_like(correct, max_time_s)
     passed, worked = pass_change(right_before, correct), right_before > 0.5
     before = torch.where(worked, of_samples(tokens, baseline_time, default=max_time_s, needed=worked), longest)
-    after = torch.where(correct > 0.5, of_samples(tokens, time, default=max_time_s), longest)
+    now = correct > 0.5
+    after = torch.where(now, of_samples(tokens, time, default=max_time_s, needed=now), longest)
     gain = speed_gain(before, after, sharpness=sharpness, max_time_s=max_time_s)
     improved = passed + torch.where(passed > 0, gain_weight * gain, torch.zeros_like(gain))
     return tokens.layout.spread(improve_weight * improved + format_weight * form)

@@ -58,7 +58,9 @@ def compute_prefixes(forward: Forward, running: RunningBatch, requests: Sequence
         Tokens in "prefill", computed, and "shared", copied; the latter also in "forked" for children and in "resumed" where
         a sample's own KV was kept.
     """
-    sources = {request.id: _known(running, request, share) for request in requests}
+    # What a sample takes for itself is no longer there for its relatives, so they come first.
+    by_own = sorted(requests, key=lambda request: running.kept.covers(request.id, request.context[:-1]))
+    sources = {request.id: _known(running, request, share) for request in by_own}
     missing = [request for request in requests if sources[request.id] is None]
     prefixes = {request.id: request.context[:-1] for request in missing if len(request.context) > 1}
     keys = {id_: prefix.tobytes() if share else repr(id_).encode() for id_, prefix in prefixes.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,8 +50,8 @@ class RunningBatch:
         if self._drafts is None:
             self.payoff.state = "off: this forward verifies no guesses" if config.max_draft_tokens else "off"
         self._chunks = make_chunks(forward, config, classes[-1])
-        self._changed = True
         self._order: Ints = np.zeros(0, np.int64)
+        self._let_go()
 
     @property
     def size(self) -> int:
@@ -95,6 +96,7 @@ class RunningBatch:
 
     def expect(self, requests: Sequence[Request]) -> None:
         """Allocate the rows of requests that are about to be added."""
+        self._let_go()
         self._memory.expect([len(request.context) for request in requests])
 
     @property
@@ -104,11 +106,19 @@ class RunningBatch:
 
     def keep(self, key: Key, kept: Kept) -> None:
         """Keep this KV where there is room."""
+        self._let_go()
         self._memory.keep(key, kept)
 
     def give_back(self) -> None:
         """Give back the memory that no running sample holds."""
+        self._let_go()
         self._memory.give_back()
+
+    def _let_go(self) -> None:
+        """Memory is about to move: nothing here may hold it, or point to it, any longer."""
+        self._rows: Sequence[Any] = ()
+        self._buckets: list[KvBucket] = []
+        self._changed = True
 
     def add(self, request: Request, source: torch.Tensor | None, *, mixed: bool = False) -> int:
         """Start a request whose tokens but the last have the KV `source`; returns its slot."""
@@ -193,8 +203,8 @@ class RunningBatch:
             return
         growing = self._growing_soon(_GROW_STEPS if self._chunks is None else self._chunks.num_steps).tolist()
         if growing:
+            self._let_go()
             self._memory.promote(growing)
-            self._changed = True
 
     def _sync_order(self) -> Ints:
         """Slots in the order of the KV rows; prepares the tensors of a step after members have changed."""
@@ -203,7 +213,7 @@ class RunningBatch:
         self._changed = False
         self._order = slots = self._memory.order()
         device = self._forward.device
-        self._buckets: list[KvBucket] = self._memory.buckets()
+        self._buckets = self._memory.buckets()
         self._rows = self._forward.rows(self._buckets, self._memory.num_tokens[slots])
         self._tokens = torch.from_numpy(self._table.last_token[slots]).to(device)
         self._positions = torch.from_numpy(self._memory.num_tokens[slots]).to(device)

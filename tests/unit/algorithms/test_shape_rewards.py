@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -133,6 +136,15 @@ def test_acecode_ladder() -> None:
     tokens = tokens_of([1] * 4, [0] * 4, correct=[1.0, 0.0, 0.0, 0.0], **columns)
     assert per_sample(parts.speed_ladder(tokens), tokens) == pytest.approx([1.0, -0.3, -0.6, -1.0])
     assert per_sample(parts.speed_ladder(tokens, cap=2.0), tokens)[0] == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("shaped", [parts.speed_ladder, parts.improvement])
+def test_a_right_program_without_its_time_is_refused(shaped: Callable[..., Any]) -> None:
+    items = {"item.reference_time_s": [1.0] * 2, "item.baseline_passes": [1.0] * 2, "item.baseline_time_s": [1.0] * 2}
+    tokens = tokens_of([1, 1], [0, 0], correct=[1.0, 0.0], **{"part.time_s": [0.5, float("nan")]}, **items)
+    shaped(tokens)
+    with pytest.raises(DataError, match="1 of 2 samples without it"):
+        shaped(tokens.with_columns(correct=tensor([1.0, 1.0])))
 
 
 def test_afterburner_a_failing_program_counts_as_the_longest_time() -> None:

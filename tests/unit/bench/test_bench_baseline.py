@@ -126,7 +126,8 @@ def run_command(*arguments: str) -> int:
 def test_the_command_exits_with_1_on_a_regression_and_names_it(tmp_path, capsys):
     good, bad = written(tmp_path, "good.json", results_with()), written(tmp_path, "bad.json", results_with(static=1.0))
     baseline = str(tmp_path / "baselines" / "cpu.json")
-    assert run_command(good, "--baseline", baseline, "--write") == 0
+    assert run_command(good, "--baseline", baseline, "--write", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"baseline": baseline}
     assert run_command(good, "--baseline", baseline) == 0
     assert "regression" not in capsys.readouterr().out
     content = json.loads(Path(baseline).read_text())

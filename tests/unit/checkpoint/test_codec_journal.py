@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -189,6 +190,30 @@ def test_a_journal_with_a_torn_tail_goes_on_behind_its_last_whole_record(tmp_pat
     journal.append("three", {})
     journal.close()
     assert names(path) == ["one", "three"]
+
+
+@pytest.mark.parametrize("num_zeros", [1, 5, 16, 9000])
+def test_pages_that_did_not_reach_the_disk_are_a_torn_tail(tmp_path: Path, num_zeros: int) -> None:
+    path = tmp_path / "journal.bin"
+    frames = [encode((name, {})) for name in ("one", "two")]
+    path.write_bytes(frames[0] + bytes(num_zeros))
+    journal = Journal(path)
+    journal.append("three", {})
+    journal.close()
+    assert names(path) == ["one", "three"]
+    path.write_bytes(frames[0] + bytes(num_zeros + 16) + frames[1])
+    with pytest.raises(CheckpointError, match="a bad frame"):
+        read_journal(path, {})
+
+
+def test_a_write_that_takes_a_part_is_gone_on_with(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.bin")
+    file = journal._file
+    journal._file = SimpleNamespace(write=lambda data: file.write(data[:7]), close=file.close)  # type: ignore[assignment]
+    for name in ("one", "two"):
+        journal.append(name, {})
+    journal.close()
+    assert names(tmp_path / "journal.bin") == ["one", "two"]
 
 
 @pytest.mark.parametrize("bit", [3, 30, 70, 130], ids=["length", "a large length", "header", "payload"])

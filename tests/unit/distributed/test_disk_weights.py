@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from publishing_helpers import same, weights_of
+from safetensors import SafetensorError
 
 from april.core.errors import DataError, ProcessError, ResourceError
 from april.distributed import disk_weights
@@ -194,6 +195,9 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "version-000001.json").write_text(content)
     with pytest.raises(DataError, match="manifest of published weights is damaged"):
         read(fresh(writer), 1)
+    assert not writer.holds(1), "so it is written anew"
+    writer.write(weights_of(1), 1)
+    assert same(read(fresh(writer), 1)[0], weights_of(1))
 
 
 def test_a_file_that_cannot_be_seen_yet_is_asked_for_again(tmp_path: Path) -> None:
@@ -253,13 +257,14 @@ def test_a_writer_that_dies_in_the_middle_leaves_no_version(tmp_path: Path, wher
     child.close()
 
 
-def test_other_tensors_and_a_full_disk_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_other_tensors_and_a_full_disk_are_refused(tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = disk(tmp_path)
     with pytest.raises(ProcessError, match="do not fit"):
         writer.write({"other": torch.zeros(1)}, 0)
 
     def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(disk_weights, "save_file", full)
     with pytest.raises(ResourceError, match="could not be written") as caught:

@@ -236,6 +236,19 @@ def test_samples_of_a_process_that_is_gone_can_be_parked(tmp_path: Path) -> None
     engine.close()
 
 
+def test_samples_that_were_aborted_do_not_go_on_in_the_next_process(tmp_path: Path) -> None:
+    engine, samples = remote(tmp_path, pause_s=0.01, on_engine_loss="retry"), samples_of()
+    engine.submit(samples)
+    drain(engine, lambda: engine.load().generated_tokens > 0)
+    os.kill(engine.pid or 0, signal.SIGSTOP)  # it never hears the abort
+    aborted = [sample.id for sample in samples if sample.id in engine._open][:2]
+    engine.abort(aborted)
+    os.kill(engine.pid or 0, signal.SIGKILL)
+    events = drain(engine, lambda: not engine._open)
+    assert [event.id for event in events if isinstance(event, Parked)] == aborted and engine.num_restarts == 1
+    engine.close()
+
+
 def test_a_report_about_a_sample_that_was_never_given_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_engine, "Child", ThreadChild)
     engine, samples = remote(tmp_path), samples_of()

@@ -218,3 +218,15 @@ def test_savings_of_groups_forks_and_resumed_samples_are_counted_apart() -> None
     run.submit([cut(parked[0], 8).forked(7, "0")])
     run.poll()
     assert counts() == (5, 10 + resumed + 12, 12, resumed)
+
+
+def test_a_fork_beside_its_parked_parent_shares_what_the_parent_takes() -> None:
+    run, samples = _run(), _samples(1, 1)
+    (parked,) = _park(run, samples, 20)
+    before = run.engine.load()
+    run.submit([parked, cut(parked, 8).forked(7, "0")])
+    run.poll()
+    after = run.engine.load()
+    assert after.prefill_tokens == before.prefill_tokens
+    assert after.forked_tokens - before.forked_tokens == 6 + 7 - 1
+    assert after.resumed_tokens - before.resumed_tokens == 6 + len(parked) - 1

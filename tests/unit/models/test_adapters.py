@@ -150,6 +150,20 @@ def test_adapters_of_another_model_are_refused() -> None:
         MergedWeights({"model.embed_tokens.weight": torch.zeros(2)}, published)
 
 
+def test_adapters_of_another_shape_or_without_a_part_are_refused() -> None:
+    base = dict(policy().module.named_parameters())
+    published = policy().adapted(LoraConfig(rank=2)).weights()
+    MergedWeights(base, published)
+    wide, half = dict(published), dict(published)
+    name = next(name for name in published if name.endswith(".lora_A.weight"))
+    wide[name] = torch.zeros(2, published[name].shape[1] + 1)
+    with pytest.raises(ModelError, match="of a layer of another shape"):
+        MergedWeights(base, wide)
+    del half[name.replace("lora_A.weight", "lora_scaling")]
+    with pytest.raises(ModelError, match="an adapter is not whole"):
+        MergedWeights(base, half)
+
+
 def test_adapters_of_another_rank_are_refused() -> None:
     state = policy().adapted(LoraConfig(rank=2)).state()
     with pytest.raises(RuntimeError, match="size mismatch"):

@@ -197,3 +197,20 @@ def test_a_damaged_library_is_named(fresh_cache: Path, tmp_path: Path, monkeypat
     built.kernel.cache_clear()
     with pytest.raises(ModelError, match="remove the file"):
         built.kernel(16, 1)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_path: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    built.kernel.cache_clear()
+    monkeypatch.setenv("CXX", "sh -c true")  # a compiler may have arguments
+    monkeypatch.setattr(Path, "is_file", refused)
+    with pytest.raises(ModelError, match="cannot be kept") as caught:
+        built.kernel(16, 1)
+    assert caught.value.hint == "set XDG_CACHE_HOME"
+    monkeypatch.undo()
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine home directory.")))
+    with pytest.raises(ModelError, match="cannot be kept"):
+        built.cache_folder()

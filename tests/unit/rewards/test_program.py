@@ -141,3 +141,50 @@ def test_a_program_may_not_outlive_its_judgement() -> None:
         check_recipe(resolve("quickstart", overrides=base).recipe)
     assert check_recipe(resolve("quickstart", overrides=[*base, "scoring.timeout_s=6.0"]).recipe)
     assert check_recipe(resolve("quickstart", overrides=["reward.type=program"]).recipe), "the defaults go together"
+
+
+def test_what_a_program_does_as_a_script_is_not_a_test_s_business() -> None:
+    guarded = 'def f(x): return 2 * x\nif __name__ == "__main__": n = int(input())'
+    assert parts(score(guarded)) == (1, 1, 1, 1)
+    assert parts(score(guarded, [{"input": "", "output": ""}])) == (0, 1, 0, 0), "run as a script it reads, and fails"
+
+
+def test_a_program_sees_its_own_arguments() -> None:
+    code = "import sys\nprint(sum(map(int, (open(sys.argv[1]) if len(sys.argv) > 1 else sys.stdin).read().split())))"
+    assert parts(score(code, ECHO)) == (1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "answered"),
+    [
+        ("```python\ndef f(x): return 2 * x\n```\nOutput:\n```\n42\n```", True),
+        ("```Python3\ndef f(x): return 2 * x\n```\nand so it is", True),
+        ("```\ndef f(x): return 2 * x\n```\n```bash\nls\n```", True),
+        ("```python\ndef f(x): return 0\n```\n```py\ndef f(x): return 2 * x\n```", True),
+        ("```bash\nls\n```\nnothing else", False),
+    ],
+)
+def test_the_last_block_of_python_is_the_program(text: str, answered: bool) -> None:
+    outcome = judge(build_reward("program"), text, sample_of({"tests": DOUBLES}), 30.0)
+    assert isinstance(outcome, Reward)
+    assert (outcome.parts["answered"], outcome.correct) == (float(answered), answered)
+
+
+def test_time_that_is_over_ends_the_repeats_and_not_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program_run.time, "monotonic", lambda: 5.0)
+    runs = iter([Run(True, True, 1.0, 0.25), Run(False, False, 0.0, 0.0)])
+    monkeypatch.setattr(program_run, "_run_once", lambda *_: next(runs))
+    assert program_run._run_repeated("", "", 4.0, 1 << 30, 3) == Run(True, True, 1.0, 0.25)
+
+
+def test_garbage_on_the_report_is_no_report() -> None:
+    code = "import os\nfor fd in range(3, 20):\n    try: os.write(fd, b'{garbage\\n[1]\\n')\n    except OSError: pass\n" + (
+        "def f(x): return x"
+    )
+    assert parts(score(code)) == (0, 1, 1, 0)
+
+
+def test_a_process_that_does_not_start_is_no_fault_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program_run, "_report", lambda *_: {})
+    found = score("def f(x): return 2 * x")
+    assert isinstance(found, Failure) and "does not start" in found.reason

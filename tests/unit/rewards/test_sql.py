@@ -115,3 +115,26 @@ def test_texts_of_queries() -> None:
     assert normal("SELECT  'A  b' FROM T ;") == "select 'A  b' from t"
     assert is_ordered("SELECT a FROM t ORDER BY count(b)") and is_ordered("select a from t order\nby a limit 1")
     assert not is_ordered("SELECT a, row_number() OVER (ORDER BY (b)) FROM t WHERE c = 'order by'")
+
+
+def test_a_result_has_bounds_in_bytes() -> None:
+    many = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c LIMIT 2000) SELECT {} FROM c"
+    with Database(SCHEMA, 5_000_000, 10_000) as database:
+        assert "bytes" in database.run(many.format("zeroblob(60000)")).error
+        assert database.run(many.format("zeroblob(6)")).rows is not None, "as many small ones are fine"
+        assert "too big" in database.run("SELECT zeroblob(1000000)").error
+        assert "too many columns" in database.run("SELECT " + ", ".join("1" * 101)).error
+
+
+def test_a_deadline_s_signal_is_not_taken_for_an_error_of_the_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Late(Exception):
+        pass
+
+    class Steps(int):
+        def __add__(self, other: int) -> int:
+            raise Late
+
+    monkeypatch.setattr(Database, "_steps", property(lambda _self: Steps(0), lambda _self, _value: None), raising=False)
+    counting = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c LIMIT 2000) SELECT count(*) FROM c"
+    with Database(SCHEMA, 5_000_000, 10_000) as database, pytest.raises(Late):
+        database.run(counting)

@@ -10,7 +10,7 @@ import pytest
 
 from april.config.resolve import resolve
 from april.core.clock import VirtualClock
-from april.core.errors import EngineError, ProcessError, RecipeError
+from april.core.errors import AprilError, EngineError, ProcessError, RecipeError, ResourceError
 from april.engines.pool import EnginePool
 from april.engines.scripted import Reply, ScriptedEngine
 from april.run import elastic
@@ -35,7 +35,7 @@ class Loading(ScriptedEngine):
         self.pid: int | None = 4711
         self.loaded, self.closed = False, False
         self.all_losses: list[str] = []
-        self.fails: ProcessError | None = None
+        self.fails: AprilError | None = None
 
     def poll(self) -> Any:
         if self.fails is not None:
@@ -75,9 +75,9 @@ def elastic_run(folder: Path, notes: list[str]) -> tuple[ElasticEngines, EngineP
 def test_requests_come_in_order_and_once(tmp_path: Path) -> None:
     assert take(tmp_path) == []
     for number in (1, 2, 3):
-        path = ask(tmp_path, {"add": number})
+        path = ask(tmp_path, {"add": number, "remove": [], "finish": False})
     assert path.is_file()
-    assert take(tmp_path) == [{"add": 1}, {"add": 2}, {"add": 3}] and take(tmp_path) == [] and not path.exists()
+    assert [request["add"] for request in take(tmp_path)] == [1, 2, 3] and take(tmp_path) == [] and not path.exists()
 
 
 def test_what_was_asked_joins_when_it_is_loaded_and_leaves(tmp_path: Path, started: dict[str, Loading]) -> None:
@@ -125,6 +125,26 @@ def test_what_cannot_be_done_is_told_and_the_run_goes_on(tmp_path: Path, started
         engines.remove("embedded 2")
 
 
+def test_files_that_hold_no_request_end_no_run(tmp_path: Path, started: dict[str, Loading]) -> None:
+    notes: list[str] = []
+    engines, _ = elastic_run(tmp_path, notes)
+    for content in ("", "[]", '{"add": 1}', '{"add": "1", "remove": [], "finish": false}'):
+        ask(tmp_path, {}).write_text(content)
+    ask(tmp_path, {"add": 1, "remove": [], "finish": False})
+    engines.turn()
+    assert [note.startswith("not a request: ") for note in notes] == [True] * 4 + [False] and list(started) == ["embedded 2"]
+    assert take(tmp_path) == [], "each is looked at once"
+
+
+def test_an_engine_that_cannot_join_ends_no_run(tmp_path: Path, started: dict[str, Loading]) -> None:
+    notes: list[str] = []
+    engines, pool = elastic_run(tmp_path, notes)
+    engines.add()
+    started["embedded 2"].fails = ResourceError("there is no such device", got="cuda:3")  # its own words, from its process
+    engines.turn()
+    assert notes[-1] == "engine embedded 2 does not join: there is no such device (cuda:3)" and len(pool.engines) == 2
+
+
 @pytest.mark.parametrize(
     ("overrides", "got"),
     [
@@ -148,6 +168,9 @@ def test_the_command_asks_only_what_the_run_can_do(tmp_path: Path, call: Call) -
     assert "nothing is asked for" in call("engines", tmp_path).err
     called = call("engines", tmp_path, "--remove", "embedded 2")
     assert called.code == 2 and "embedded 2" in called.err and "embedded 0, embedded 1" in called.err
+    assert "there is nobody to finish" in call("engines", tmp_path, "--add", 1, "--finish").err
+    called = call("engines", tmp_path, "--remove", "embedded 0", "--remove", "embedded 1")
+    assert called.code == 2 and "the last engine cannot leave" in called.err
     assert take(tmp_path) == []
     assert call("engines", tmp_path, "--add", 2, "--remove", "embedded 0", "--finish", "--json").code == 0
     assert take(tmp_path) == [{"add": 2, "remove": ["embedded 0"], "finish": True}]
