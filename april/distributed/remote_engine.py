@@ -172,12 +172,12 @@ class RemoteEngine:
             raise error or _not_started(self.name, told)
         if self._limits.on_engine_loss == "fail":
             raise error or ProcessError(told, where="limits.on_engine_loss", got=f"{len(self._open)} samples in it", hint=_RESUME)
-        for sample in [sample for sample, entry in self._open.items() if entry.aborted]:
-            del self._open[sample]  # it was not to go on
-            self._outbox.append(Parked(now_s, sample, None))
         if self._limits.on_engine_loss != "retry":
             self._outbox += [Broken(now_s, sample, told) for sample in self._open]
             self._open.clear()
+        for sample in [sample for sample, entry in self._open.items() if entry.aborted]:
+            del self._open[sample]  # it does not go on in the next process
+            self._outbox.append(Parked(now_s, sample, None))
         self._restart_s = self._restarts.next_s(now_s, told)
 
     # -- the source ---------------------------------------------------------------------------------------------------
