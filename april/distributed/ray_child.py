@@ -15,12 +15,13 @@ import re
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from april.core.errors import ProcessError
@@ -35,6 +36,7 @@ _NODE = "its node died"
 _POLL_S = 10.0
 _END_S = 1.0
 _ANSWER_S = 60.0
+_SETTLE_S = 5.0
 _KILL_S = 10.0
 """Ray first waits for an actor that it is still registering, however long."""
 
@@ -122,7 +124,8 @@ class ActorChild:
                 theirs.sendall(frames)
             self._ended = "its main function returned"
         except RayError as error:
-            self._ended = "it was killed" if self._killed else reason_of(error)
+            final = settled(error, lambda: ray.get(self._actor.take.remote(0.0)))
+            self._ended = "it was killed" if self._killed else reason_of(final)
             self.lost_node = self._ended.startswith(_NODE)
         except OSError:
             self._ended = "the connection was closed here"
@@ -167,6 +170,27 @@ class ActorChannel(Channel):
         super()._read()
         if self._end is not None and self._ended():
             self._end = self._ended()
+
+
+def settled(error: RayError, ask: Callable[[], Any], *, wait_s: float = _SETTLE_S, pause_s: float = 0.2) -> RayError:
+    """The last word on an actor: one that cannot be reached is soon said to be dead, and of what.
+
+    Args:
+        error: the first word.
+        ask: calls the actor again; what it says is not looked at, since a part of what it said before may be lost.
+        wait_s: longest wait.
+        pause_s: between two calls.
+    """
+    until_s = time.monotonic() + wait_s
+    while isinstance(error, ActorUnavailableError) and time.monotonic() < until_s:
+        time.sleep(pause_s)
+        try:
+            ask()
+        except RayError as again:
+            error = again
+        else:
+            break
+    return error
 
 
 def reason_of(error: Exception) -> str:

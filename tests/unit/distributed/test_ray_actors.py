@@ -19,7 +19,7 @@ import pytest
 import torch
 
 ray = pytest.importorskip("ray", reason="the extra april-rl[ray] is not installed")
-from ray.exceptions import ActorDiedError, GetTimeoutError  # noqa: E402
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError  # noqa: E402
 
 from april.config.placement import PlacementConfig  # noqa: E402
 from april.core.errors import EngineError, ProcessError  # noqa: E402
@@ -27,7 +27,7 @@ from april.distributed import ray_child, ray_cluster, ray_weights  # noqa: E402
 from april.distributed.channel import Closed, pack  # noqa: E402
 from april.distributed.child import Failed, Launch  # noqa: E402
 from april.distributed.layout import Layout  # noqa: E402
-from april.distributed.ray_child import LARGE_BYTES, ActorChild, reason_of  # noqa: E402
+from april.distributed.ray_child import LARGE_BYTES, ActorChild, reason_of, settled  # noqa: E402
 from april.distributed.ray_cluster import Meeting, RayCluster, connect  # noqa: E402
 from april.distributed.ray_host import Mailbox  # noqa: E402
 from april.distributed.ray_weights import RayWeights  # noqa: E402
@@ -94,6 +94,22 @@ def test_reasons_in_few_words(text: str, told: str) -> None:
 
     assert reason_of(Died()) == told
     assert reason_of(GetTimeoutError("late")) == "its actor failed (GetTimeoutError: late)"
+
+
+def test_an_actor_that_cannot_be_reached_is_asked_about_until_it_is_known_why() -> None:
+    away, died = ActorUnavailableError("Socket closed", None), ActorDiedError()
+    answers: list[Any] = [away, away, died]
+
+    def ask() -> None:
+        answer = answers.pop(0)
+        if answer is not None:
+            raise answer
+
+    assert settled(away, ask, pause_s=0.0) is died and not answers
+    assert settled(died, ask) is died, "nothing is asked where it is known"
+    answers = [away, None, died]
+    assert settled(away, ask, pause_s=0.0) is away and answers == [died], "it is there again, but what it said may be lost"
+    assert settled(away, ask, wait_s=0.0) is away, "not for ever"
 
 
 @pytest.fixture
