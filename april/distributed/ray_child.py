@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from april.core.errors import ProcessError
@@ -124,7 +124,7 @@ class ActorChild:
                 theirs.sendall(frames)
             self._ended = "its main function returned"
         except RayError as error:
-            final = settled(error, lambda: ray.get(self._actor.take.remote(0.0)))
+            final = settled(error, lambda: ray.get(self._actor.take.remote(0.0), timeout=_SETTLE_S))
             self._ended = "it was killed" if self._killed else reason_of(final)
             self.lost_node = self._ended.startswith(_NODE)
         except OSError:
@@ -186,6 +186,8 @@ def settled(error: RayError, ask: Callable[[], Any], *, wait_s: float = _SETTLE_
         time.sleep(pause_s)
         try:
             ask()
+        except GetTimeoutError:
+            break
         except RayError as again:
             error = again
         else:

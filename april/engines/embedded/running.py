@@ -199,12 +199,14 @@ class RunningBatch:
 
     def grow(self) -> None:
         """Move full rows into their next class, and with them those that will be full soon: rows are moved together."""
-        if self._chunks is None and not len(self._growing()):
-            return
-        growing = self._growing_soon(_GROW_STEPS if self._chunks is None else self._chunks.num_steps).tolist()
-        if growing:
+        growing = self._growing()
+        if self._chunks is not None:  # nobody looks before the chunk is over
+            growing = self._growing_soon(self._chunks.num_steps)
+        elif len(growing):
+            growing = self._growing_soon(_GROW_STEPS)
+        if len(growing):
             self._let_go()
-            self._memory.promote(growing)
+            self._memory.promote(growing.tolist())
 
     def _sync_order(self) -> Ints:
         """Slots in the order of the KV rows; prepares the tensors of a step after members have changed."""

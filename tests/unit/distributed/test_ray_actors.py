@@ -109,6 +109,8 @@ def test_an_actor_that_cannot_be_reached_is_asked_about_until_it_is_known_why() 
     assert settled(died, ask) is died, "nothing is asked where it is known"
     answers = [away, None, died]
     assert settled(away, ask, pause_s=0.0) is away and answers == [died], "it is there again, but what it said may be lost"
+    answers = [GetTimeoutError("late"), died]
+    assert settled(away, ask, pause_s=0.0) is away and answers == [died], "silence says nothing new"
     assert settled(away, ask, wait_s=0.0) is away, "not for ever"
 
 
